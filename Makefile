@@ -1,0 +1,38 @@
+# Every target makes what it needs, .venv included: on a fresh clone `make demo` is one command.
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test bench readme prepare
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+$(STAMP): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,10))' \
+	  || { echo "nfig needs Python 3.10 or newer; '$(PYTHON)' is not. Say which one to use: make PYTHON=python3.11 demo" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv \
+	  || { echo "could not make .venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing into .venv (a minute or two; 6 GB where torch comes with CUDA, 2 GB without)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+venv: $(STAMP) ## .venv with nfig and its tools, at the versions of constraints.txt
+
+demo: $(STAMP) ## samples, growth band by band, reconstructions: pictures in demo/
+	@$(BIN)/nfig_demo --out demo
+
+test: $(STAMP) ## every notebook and everything in tests/
+	@$(BIN)/python -m pytest -q tests
+
+bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine
+	@$(BIN)/nfig_bench
+
+readme: $(STAMP) ## README.md from nbs/index.ipynb
+	@$(BIN)/python .ci/readme.py
+
+prepare: $(STAMP) ## before a commit: clean the notebooks, export the modules, write README.md
+	@$(BIN)/nbdev_clean  # first: it gives new cells the ids that the modules cite
+	@$(BIN)/nbdev_export
+	@$(BIN)/python .ci/readme.py
