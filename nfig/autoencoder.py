@@ -6,13 +6,14 @@
 __all__ = ['ResBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Level', 'Middle', 'CNNEncoder', 'CNNDecoder', 'load_vit',
            'DINOv2Encoder', 'ViTDecoder', 'latent_side', 'build_encoder', 'build_decoder']
 
-# %% ../nbs/05_autoencoder.ipynb #f5ebeff1
+# %% ../nbs/05_autoencoder.ipynb #66fc6e39
 import torch
 import torch.nn.functional as F
+from pathlib import Path
 from torch import Tensor,nn
 from .config import TokenizerConfig,require
 
-# %% ../nbs/05_autoencoder.ipynb #77dd6b82
+# %% ../nbs/05_autoencoder.ipynb #5c5bb263
 class ResBlock(nn.Module):
     "norm, SiLU, 3x3 convolution, twice, and a shortcut"
     def __init__(self,
@@ -28,6 +29,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
+# %% ../nbs/05_autoencoder.ipynb #6a645e70
 class AttnBlock(nn.Module):
     "Single-head self-attention over all positions, with a shortcut"
     def __init__(self,
@@ -38,11 +40,12 @@ class AttnBlock(nn.Module):
         self.norm = nn.GroupNorm(groups,dim,eps=1e-6)
         self.qkv,self.proj_out = nn.Conv2d(dim,3*dim,1), nn.Conv2d(dim,dim,1)
     def forward(self, x:Tensor)->Tensor: # (B,C,h,w), same out
+        "Every position adds what it found elsewhere"
         q,k,v = self.qkv(self.norm(x)).flatten(2).transpose(1,2)[:,None].chunk(3,-1)   # (B,1,hw,C) each
         o = F.scaled_dot_product_attention(q,k,v)[:,0].transpose(1,2)                  # (B,C,hw)
         return x + self.proj_out(o.reshape(x.shape))
 
-# %% ../nbs/05_autoencoder.ipynb #b415b830
+# %% ../nbs/05_autoencoder.ipynb #f6c980c5
 class Downsample(nn.Module):
     "Half the side: 3x3 convolution of stride 2"
     def __init__(self, dim:int # channels
@@ -57,7 +60,7 @@ class Upsample(nn.Module):
         super().__init__(); self.conv = nn.Conv2d(dim,dim,3,padding=1)
     def forward(self, x:Tensor)->Tensor: return self.conv(F.interpolate(x,scale_factor=2,mode='nearest'))   # (B,C,2h,2w)
 
-# %% ../nbs/05_autoencoder.ipynb #4e803d6c
+# %% ../nbs/05_autoencoder.ipynb #1f4fd765
 class Level(nn.Module):
     "Residual blocks at one resolution, then an optional change of side"
     def __init__(self,
@@ -77,6 +80,7 @@ class Level(nn.Module):
         for i,b in enumerate(self.block): x = self.attn[i](b(x)) if len(self.attn) else b(x)
         return self.get_submodule(self.way)(x)
 
+# %% ../nbs/05_autoencoder.ipynb #dfd38a37
 class Middle(nn.Module):
     "Block, attention, block at the smallest resolution"
     def __init__(self,
@@ -87,7 +91,7 @@ class Middle(nn.Module):
         self.block_1,self.attn_1,self.block_2 = ResBlock(dim,dim,groups),AttnBlock(dim,groups),ResBlock(dim,dim,groups)
     def forward(self, x:Tensor)->Tensor: return self.block_2(self.attn_1(self.block_1(x)))   # (B,C,h,w)
 
-# %% ../nbs/05_autoencoder.ipynb #4b52357e
+# %% ../nbs/05_autoencoder.ipynb #61a9c962
 class CNNEncoder(nn.Module):
     "VQGAN's encoder: (B,3,H,H) to (B,C,H/2^k,H/2^k) with k+1 multipliers"
     def __init__(self,
@@ -104,10 +108,12 @@ class CNNEncoder(nn.Module):
         self.mid = Middle(ch[-1],groups)
         self.norm_out,self.conv_out = nn.GroupNorm(groups,ch[-1],eps=1e-6), nn.Conv2d(ch[-1],latent_dim,3,padding=1)
     def forward(self, x:Tensor)->Tensor: # (B,3,H,W) -> (B,C,h,w)
+        "Pixels to latent"
         x = self.conv_in(x)
         for level in self.down: x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
+# %% ../nbs/05_autoencoder.ipynb #b67bef10
 class CNNDecoder(nn.Module):
     "VQGAN's decoder: the encoder's way back, one residual block more a level"
     def __init__(self,
@@ -123,11 +129,12 @@ class CNNDecoder(nn.Module):
         self.up = nn.ModuleList(Level(ch[min(i+1,last)],ch[i],blocks+1,i==last,Upsample(ch[i]) if i else None,groups) for i in range(last+1))
         self.norm_out,self.conv_out = nn.GroupNorm(groups,ch[0],eps=1e-6), nn.Conv2d(ch[0],3,3,padding=1)
     def forward(self, f:Tensor)->Tensor: # (B,C,h,w) -> (B,3,H,W)
+        "Latent to pixels"
         x = self.mid(self.conv_in(f))
         for level in reversed(self.up): x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
-# %% ../nbs/05_autoencoder.ipynb #0974a4d7
+# %% ../nbs/05_autoencoder.ipynb #84b422db
 def load_vit(name:str, # timm's name of the model
     pretrained=False, # False, True (timm's own weights), or the path of a local weight file
     **kwargs, # passed to timm
@@ -135,11 +142,11 @@ def load_vit(name:str, # timm's name of the model
     "A timm ViT; FileNotFoundError says what to fetch if a local file is missing"
     timm, local = require('timm'), isinstance(pretrained,str)
     if local:
-        from pathlib import Path
         if not Path(pretrained).is_file(): raise FileNotFoundError(f"no weights at {pretrained}: download {name}'s model.safetensors from the hub's timm/{name} page and give its path, or use pretrained=False")
         kwargs['pretrained_cfg_overlay'] = dict(file=pretrained)
     return timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **kwargs)
 
+# %% ../nbs/05_autoencoder.ipynb #2715b87b
 class DINOv2Encoder(nn.Module):
     "The paper's encoder: DINOv2 (timm), its patch tokens brought to C channels"
     def __init__(self,
@@ -156,7 +163,7 @@ class DINOv2Encoder(nn.Module):
         t = self.vit.forward_features(x)[:,self.vit.num_prefix_tokens:]        # (B,h*h,D)
         return self.out(t).transpose(1,2).unflatten(2,(self.side,self.side))
 
-# %% ../nbs/05_autoencoder.ipynb #5f9d234e
+# %% ../nbs/05_autoencoder.ipynb #5c4ef0a7
 class ViTDecoder(nn.Module):
     "Latent vectors and learned patch queries through a ViT's blocks; each query becomes a patch of pixels"
     def __init__(self,
@@ -173,11 +180,12 @@ class ViTDecoder(nn.Module):
         self.query = nn.Parameter(torch.randn(1,n,d)*.02)                      # what will be pixels
         self.pos = nn.Parameter(torch.randn(1,n,d)*.02)                        # where a latent vector is
     def forward(self, f:Tensor)->Tensor: # (B,C,h,h) -> (B,3,H,H)
+        "Latent to pixels"
         z = self.inp(f.flatten(2).transpose(1,2)) + self.pos                   # (B,n,D)
         t = self.norm(self.blocks(torch.cat([self.query.expand(len(f),-1,-1), z], 1)))[:,:z.shape[1]]
         return F.fold(self.out(t).transpose(1,2), [f.shape[-2]*self.patch]*2, self.patch, stride=self.patch)
 
-# %% ../nbs/05_autoencoder.ipynb #1c8f168b
+# %% ../nbs/05_autoencoder.ipynb #d4a68e28
 def latent_side(cfg:TokenizerConfig, # image size and architecture
     kind:str, # 'cnn', 'dinov2' or 'vit'
 )->int: # side of the latent
@@ -188,6 +196,7 @@ def latent_side(cfg:TokenizerConfig, # image size and architecture
     if side!=cfg.side: raise ValueError(f"a {kind} turns {cfg.image_size} pixels into a {side}x{side} latent, but the last scale is {cfg.side}: let scales end at {side}, or change image_size")
     return side
 
+# %% ../nbs/05_autoencoder.ipynb #987eeec3
 def build_encoder(cfg:TokenizerConfig, # architecture
     pretrained=False, # weights for DINOv2, see `load_vit`
 )->nn.Module: # (B,3,H,H) -> (B,C,h,h)

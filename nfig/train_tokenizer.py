@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Critic', 'TokenizerTask', 'psnr', 'train_tokenizer']
 
-# %% ../nbs/13_train_tokenizer.ipynb #a5641970
+# %% ../nbs/13_train_tokenizer.ipynb #bc0ce2b1
 import math,torch
+from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor,nn
 from .config import Experiment,TrainConfig,to_dict
@@ -18,7 +19,7 @@ from .quantizer import codebook_stats,refresh_codebook
 from .tokenizer import FRVAE,build_tokenizer
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,pick_device,save_grid
 
-# %% ../nbs/13_train_tokenizer.ipynb #abb8e68f
+# %% ../nbs/13_train_tokenizer.ipynb #4a87db19
 class Critic:
     "The adversarial part of Eq. 10: a discriminator, its optimiser, and when it starts"
     def __init__(self, cfg:TrainConfig, # gan, gan_start, lr
@@ -38,20 +39,22 @@ class Critic:
         loss = hinge_g_loss(self.model(diff_augment(x_hat)))
         return self.cfg.gan*adaptive_weight(rec, loss, last)*loss
 
-    def learn(self, x:Tensor, # (B,3,H,H) images
-        x_hat:Tensor, # (B,3,H,H) their reconstructions
-        lr:float, # learning rate
-    )->Tensor: # scalar loss
-        "One step of the discriminator"
-        for g in self.opt.param_groups: g['lr'] = lr
-        loss = hinge_d_loss(self.model(diff_augment(x)), self.model(diff_augment(x_hat.detach())))
-        self.opt.zero_grad(); loss.backward(); self.opt.step()
-        return loss.detach()
+# %% ../nbs/13_train_tokenizer.ipynb #678a4328
+@patch
+def learn(self:Critic, x:Tensor, # (B,3,H,H) images
+    x_hat:Tensor, # (B,3,H,H) their reconstructions
+    lr:float, # learning rate
+)->Tensor: # scalar loss
+    "One step of the discriminator"
+    for g in self.opt.param_groups: g['lr'] = lr
+    loss = hinge_d_loss(self.model(diff_augment(x)), self.model(diff_augment(x_hat.detach())))
+    self.opt.zero_grad(); loss.backward(); self.opt.step()
+    return loss.detach()
 
-# %% ../nbs/13_train_tokenizer.ipynb #0ea7ffe0
+# %% ../nbs/13_train_tokenizer.ipynb #2c8c8626
 class TokenizerTask:
     "What `training.fit` needs to train an FR-VAE"
-    refresh_every = 20
+    refresh_every = 20   # steps between looks for dead codes
     def __init__(self, model:FRVAE, # untrained or not
         data:ImageData, # training images
         cfg:TrainConfig, # optimisation
@@ -71,72 +74,79 @@ class TokenizerTask:
         x = to_float(next(self.batches)[0].to(self.device))
         return (random_flip(x) if self.cfg.flip else x).contiguous(memory_format=torch.channels_last)
 
-    def losses(self, x:Tensor, # (B,3,H,H) images
-        gan:bool, # has the critic started?
-    )->tuple: # (terms: name -> weighted scalar, x_hat, Quantized)
-        "The terms of Eq. 10"
-        with autocast(self.device, self.cfg.amp): x_hat,z = self.model(x)
-        terms = dict(pixel=self.cfg.pixel*(x_hat-x).pow(2).mean(), quantiser=z.loss)
-        if self.perceptual: terms['perceptual'] = self.cfg.perceptual*self.perceptual(x,x_hat).mean()
-        if gan: terms['gan'] = self.critic.judge(x_hat, terms['pixel']+terms.get('perceptual',0.), self.last_layer())
-        return terms, x_hat, z
-
-    def last_layer(self)->nn.Parameter:
-        "The weights that turn features into pixels"
-        d = self.model.decoder
-        return (d.conv_out if hasattr(d,'conv_out') else d.out).weight
-
-    def step(self, k:int # step, from 0
-    )->dict: # numbers for the log
-        "One optimiser step"
-        self.model.train(); x = self.batch(k); gan = bool(self.critic) and k>=self.critic.start; lr = lr_at(k,self.total,self.cfg)
-        if k%self.refresh_every==0 and k<.8*self.total: self.refresh(x)
-        terms,x_hat,z = self.losses(x, gan); loss = sum(terms.values())
-        check_finite(terms, k)
-        for g in self.opt.param_groups: g['lr'] = lr
-        self.opt.zero_grad(); loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
-        self.opt.step(); self.ema.update(self.model, k)
-        if gan: terms['critic'] = self.critic.learn(x, x_hat, lr)
-        used,perplexity = codebook_stats(self.model.quantizer.codebook.usage)
-        return dict(loss=loss, **terms, psnr=psnr(x_hat,x), grad_norm=norm, lr=lr, stage_error=z.errors, codes_used=used, perplexity=perplexity)
-
-    @torch.no_grad()
-    def refresh(self, x:Tensor # (B,3,H,H) images
-    ):
-        "Initialise or revive codes; the average takes new ones over at once"
-        cb,avg = self.model.quantizer.codebook, self.ema.model.quantizer.codebook
-        old = cb.weight.clone()
-        refresh_codebook(self.model.quantizer, self.model.latent(x))
-        new = (cb.weight!=old).any(1); avg.weight[new] = cb.weight[new]
-
-    def state(self)->dict:
-        "Everything that a resumed run needs"
-        s = dict(model=self.model.state_dict(), ema=self.ema.model.state_dict(), opt=self.opt.state_dict())
-        return s | (dict(critic=self.critic.model.state_dict(), critic_opt=self.critic.opt.state_dict()) if self.critic else {})
-
-    def load(self, s:dict):
-        "Take a state back"
-        self.model.load_state_dict(s['model']); self.ema.model.load_state_dict(s['ema']); self.opt.load_state_dict(s['opt']); self.batches = None
-        if self.critic: self.critic.model.load_state_dict(s['critic']); self.critic.opt.load_state_dict(s['critic_opt'])
-
-    def preview(self, folder:Path, k:int):
-        "Originals, reconstructions, and what the first stages alone would give"
-        x = to_float(self.data.__getitems__(list(range(0,len(self.data),max(1,len(self.data)//12)))[:12])[0].to(self.device))
-        parts = self.ema.model.partial_decodes(self.ema.model.encode(x))
-        save_grid([x, parts[-1], *parts[:-1]], folder/f'step_{k:08d}.png')
-
-    def finish(self, folder:Path):
-        "The averaged tokenizer, ready to be loaded"
-        self.ema.model.save_pretrained(folder/'tokenizer')
-
+# %% ../nbs/13_train_tokenizer.ipynb #60a652ee
 def psnr(x_hat:Tensor, # (B,3,H,W) in [-1,1]
     x:Tensor, # the same shape
 )->Tensor: # dB
     "Peak signal-to-noise ratio over the batch"
     return 10*torch.log10(4/(x_hat.detach().clamp(-1,1)-x).pow(2).mean().clamp(min=1e-12))
 
-# %% ../nbs/13_train_tokenizer.ipynb #17d0388a
+@patch
+def losses(self:TokenizerTask, x:Tensor, # (B,3,H,H) images
+    gan:bool, # has the critic started?
+)->tuple: # (terms: name -> weighted scalar, x_hat, Quantized)
+    "The terms of Eq. 10"
+    with autocast(self.device, self.cfg.amp): x_hat,z = self.model(x)
+    terms = dict(pixel=self.cfg.pixel*(x_hat-x).pow(2).mean(), quantiser=z.loss)
+    if self.perceptual: terms['perceptual'] = self.cfg.perceptual*self.perceptual(x,x_hat).mean()
+    if gan: terms['gan'] = self.critic.judge(x_hat, terms['pixel']+terms.get('perceptual',0.), self.last_layer())
+    return terms, x_hat, z
+
+@patch
+def last_layer(self:TokenizerTask)->nn.Parameter: # the weights that turn features into pixels, of either decoder
+    return getattr(self.model.decoder, 'conv_out', getattr(self.model.decoder, 'out', None)).weight
+
+# %% ../nbs/13_train_tokenizer.ipynb #d5998a4a
+@patch
+@torch.no_grad()
+def refresh(self:TokenizerTask, x:Tensor # (B,3,H,H) images
+):
+    "Initialise or revive codes; the average takes new ones over at once"
+    cb,avg = self.model.quantizer.codebook, self.ema.model.quantizer.codebook
+    old = cb.weight.clone()
+    refresh_codebook(self.model.quantizer, self.model.latent(x))
+    new = (cb.weight!=old).any(1); avg.weight[new] = cb.weight[new]
+
+@patch
+def step(self:TokenizerTask, k:int # step, from 0
+)->dict: # numbers for the log
+    "One optimiser step"
+    self.model.train(); x = self.batch(k); gan = bool(self.critic) and k>=self.critic.start; lr = lr_at(k,self.total,self.cfg)
+    if k%self.refresh_every==0 and k<.8*self.total: self.refresh(x)
+    terms,x_hat,z = self.losses(x, gan); loss = sum(terms.values())
+    check_finite(terms, k)
+    for g in self.opt.param_groups: g['lr'] = lr
+    self.opt.zero_grad(); loss.backward()
+    norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
+    self.opt.step(); self.ema.update(self.model, k)
+    if gan: terms['critic'] = self.critic.learn(x, x_hat, lr)
+    used,perplexity = codebook_stats(self.model.quantizer.codebook.usage)
+    return dict(loss=loss, **terms, psnr=psnr(x_hat,x), grad_norm=norm, lr=lr, stage_error=z.errors, codes_used=used, perplexity=perplexity)
+
+# %% ../nbs/13_train_tokenizer.ipynb #343c44fb
+@patch
+def state(self:TokenizerTask)->dict:
+    "Everything that a resumed run needs"
+    s = dict(model=self.model.state_dict(), ema=self.ema.model.state_dict(), opt=self.opt.state_dict())
+    return s | (dict(critic=self.critic.model.state_dict(), critic_opt=self.critic.opt.state_dict()) if self.critic else {})
+
+@patch
+def load(self:TokenizerTask, s:dict):
+    "Take a state back"
+    self.model.load_state_dict(s['model']); self.ema.model.load_state_dict(s['ema']); self.opt.load_state_dict(s['opt']); self.batches = None
+    if self.critic: self.critic.model.load_state_dict(s['critic']); self.critic.opt.load_state_dict(s['critic_opt'])
+
+@patch
+def preview(self:TokenizerTask, folder:Path, k:int):
+    "Originals, reconstructions, and what the first stages alone would give"
+    x = to_float(self.data.__getitems__(list(range(0,len(self.data),max(1,len(self.data)//12)))[:12])[0].to(self.device))
+    parts = self.ema.model.partial_decodes(self.ema.model.encode(x))
+    save_grid([x, parts[-1], *parts[:-1]], folder/f'step_{k:08d}.png')
+
+@patch
+def finish(self:TokenizerTask, folder:Path): self.ema.model.save_pretrained(folder/'tokenizer')
+
+# %% ../nbs/13_train_tokenizer.ipynb #541eee87
 def train_tokenizer(e:Experiment, # tokenizer and its training
     data:ImageData, # training images
     folder, # run folder; an unfinished run in it is continued
@@ -144,10 +154,10 @@ def train_tokenizer(e:Experiment, # tokenizer and its training
     stop_after:int=None, # stop early after so many steps in all
     workers:int=0, # processes that decode images
     data_name:str='', # noted in the run's config
-    **every, # log_every, save_every, preview_every of `fit`
+    **every, # log_every, save_every, preview_every, progress of `fit`
 )->FRVAE: # the averaged tokenizer
     "Train or resume a tokenizer; the result is in `folder`/tokenizer"
-    cfg, torch_seed = e.train_tokenizer, torch.manual_seed(e.train_tokenizer.seed)
+    cfg = e.train_tokenizer; torch.manual_seed(cfg.seed)
     run = Run(folder, dict(kind='tokenizer', preset=e.name, data=str(data_name), images=len(data), tokenizer=to_dict(e.tokenizer), train=to_dict(cfg)))
     task = TokenizerTask(build_tokenizer(e.tokenizer), data, cfg, pick_device(device), workers)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
