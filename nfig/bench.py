@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['dtypes', 'count_flops', 'Part', 'matmul_parts', 'sync', 'reset_peak', 'peak_memory', 'interleave', 'peaks',
            'bench_experiment', 'build_pipelines', 'some_labels', 'some_tokens', 'image_parts', 'encode_part',
-           'train_step', 'train_part', 'images', 'row', 'table', 'machine', 'all_parts', 'report', 'bench']
+           'train_step', 'train_part', 'images', 'row', 'table', 'all_parts', 'report', 'bench']
 
-# %% ../nbs/20_bench.ipynb #4d87ab73
-import copy,json,os,platform,re,resource,statistics,sys,time,torch
+# %% ../nbs/20_bench.ipynb #ae3d0144
+import copy,json,re,resource,statistics,sys,time,torch
 import torch.nn.functional as F
 from dataclasses import asdict,dataclass,field,replace
 from datetime import datetime
@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode,sdpa_backward_flop_count,sd
 from .config import Experiment,get_preset
 from .generate import NFIGPipeline,generate
 from .tokenizer import build_tokenizer
+from .training import machine
 from .transformer import NFIGTransformer
 
-# %% ../nbs/20_bench.ipynb #fd01a098
+# %% ../nbs/20_bench.ipynb #c31e22bd
 def _cpu_attention():
     "The CPU's attention kernels, with the counter's own formulas"
     a = torch.ops.aten
@@ -33,7 +34,7 @@ def count_flops(fn, # called once, without arguments
     with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as m: fn()
     return m.get_total_flops()
 
-# %% ../nbs/20_bench.ipynb #c4fecb56
+# %% ../nbs/20_bench.ipynb #d964da8f
 @dataclass(eq=False)
 class Part:
     "Something to time, and what came out"
@@ -61,7 +62,7 @@ def matmul_parts(dtype:str, # 'fp32' or 'bf16'
     x,v = (t.clone().to(memory_format=torch.channels_last) for t in (a.view(1,n,32,n//32),w[:,:,None,None]))   # each pixel is a row
     return [Part('matmul',dtype,lambda: F.linear(a,w)), Part('matmul 1x1',dtype,lambda: F.conv2d(x,v))]
 
-# %% ../nbs/20_bench.ipynb #f5b2e13c
+# %% ../nbs/20_bench.ipynb #7cc2cf3d
 def sync(device:str): # where
     "Wait until the device has finished"
     if str(device).startswith('cuda'): torch.cuda.synchronize()
@@ -79,7 +80,7 @@ def peak_memory(device:str # where
     try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**20
     except (OSError,TypeError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform=='darwin' else 2**20)
 
-# %% ../nbs/20_bench.ipynb #d2f161d7
+# %% ../nbs/20_bench.ipynb #a2b98332
 def interleave(parts:list, # of `Part`; one that stands there twice is timed twice a round
     repeats:int=3, # rounds
     device:str='cpu', # where
@@ -98,7 +99,7 @@ def peaks(parts:list # timed, with those of `matmul_parts` among them
     "The best rate of a matrix product in each precision"
     return {d: max(p.flops/min(p.times)/1e9 for p in parts if p.dtype==d and p.name.startswith('matmul')) for d in dict.fromkeys(p.dtype for p in parts)}
 
-# %% ../nbs/20_bench.ipynb #84a9a2bf
+# %% ../nbs/20_bench.ipynb #10ab0807
 def bench_experiment(preset:str # a key of `presets`
 )->Experiment:
     "The preset, with VAR's CNN (width 160) as encoder and decoder if it has others"
@@ -115,7 +116,7 @@ def build_pipelines(e:Experiment, # the row of the table
     base = pipe().to(device, torch.float32)   # also brings the convolutions' weights into channels_last
     return dict(fp32=base, bf16=copy.deepcopy(base).to(device, torch.bfloat16))
 
-# %% ../nbs/20_bench.ipynb #b93e666f
+# %% ../nbs/20_bench.ipynb #1a3f60c5
 def some_labels(pipe:NFIGPipeline, batch:int)->torch.Tensor: # (B,) int64
     "Any labels will do"
     return torch.arange(batch,device=pipe.device) % len(pipe.classes)
@@ -143,7 +144,7 @@ def encode_part(pipe:NFIGPipeline, # models in `dtype`
     x = torch.rand(batch,3,side,side,device=pipe.device,dtype=dtypes[dtype]).contiguous(memory_format=torch.channels_last)*2-1
     return Part('encode',dtype,lambda: pipe.tokenizer.encode(x),batch)
 
-# %% ../nbs/20_bench.ipynb #2fd83618
+# %% ../nbs/20_bench.ipynb #82d2bffb
 def train_step(pipe:NFIGPipeline, # weights in fp32
     labels, tokens, # (B,), and n tensors (B,s_i^2)
     amp:bool=False, # bf16 by autocast
@@ -162,7 +163,7 @@ def train_part(pipe:NFIGPipeline, # weights in fp32
     labels,tokens = some_labels(pipe,batch),some_tokens(pipe,batch)
     return Part('train',dtype,lambda: train_step(pipe,labels,tokens,dtype=='bf16'),batch)
 
-# %% ../nbs/20_bench.ipynb #eca53942
+# %% ../nbs/20_bench.ipynb #bfd82fd6
 def images(parts:list # timed `Part`s
 )->list: # `Part`s, a transformer and its decoder added up
     "Whole images: transformer plus decoder, for each precision and batch"
@@ -184,15 +185,7 @@ def table(rows:list # from `row`
     line = "{part:<12}{dtype:<6}{batch:>5}{seconds:>10.3f}{seconds_per_image:>10.3f}{gflop:>10.1f}{gflops:>10.0f}{share:>9.0%}{memory_gib:>7.2f}"
     return '\n'.join([head, *(line.format(**r) for r in rows)])
 
-# %% ../nbs/20_bench.ipynb #51c75872
-def machine(device:str='cpu' # where
-)->dict: # plain data
-    "What the numbers depend on beside the program"
-    info = Path('/proc/cpuinfo'); names = re.findall(r'model name\s*:\s*(.*)', info.read_text()) if info.exists() else []
-    gpu = torch.cuda.get_device_name() if str(device).startswith('cuda') else None
-    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu,
-                torch=torch.__version__, python=platform.python_version(), load=round(os.getloadavg()[0],2) if hasattr(os,'getloadavg') else None)
-
+# %% ../nbs/20_bench.ipynb #58abb45c
 def all_parts(pipes:dict, # from `build_pipelines`
     full:bool=False, # also batch 8, and training and encoding in bf16
 )->list: # of `Part`
@@ -203,7 +196,7 @@ def all_parts(pipes:dict, # from `build_pipelines`
     work += [p for d in (dtypes if full else ('fp32',)) for p in (encode_part(pipes[d],d), train_part(pipes['fp32'],d))]
     return [p for w in work for p in (*peak,w)]
 
-# %% ../nbs/20_bench.ipynb #22bd907d
+# %% ../nbs/20_bench.ipynb #8793eeb4
 def report(about:dict, # preset, command, date and machine
     peak:dict, # dtype -> GFLOP/s
     rows:list, # from `row`
@@ -215,7 +208,7 @@ def report(about:dict, # preset, command, date and machine
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(**about, peak={d:round(r,1) for d,r in peak.items()}, rows=rows), indent=1)+'\n')
 
-# %% ../nbs/20_bench.ipynb #d14f59d3
+# %% ../nbs/20_bench.ipynb #864f2767
 @call_parse
 def bench(preset:str='nfig_d16', # row of the presets table
     device:str='cpu', # 'cpu' or 'cuda'
@@ -227,7 +220,8 @@ def bench(preset:str='nfig_d16', # row of the presets table
     "Time generation, training and encoding beside this machine's matrix product"
     if device.startswith('cuda') and not torch.cuda.is_available(): raise ValueError(f"device {device!r} given, but PyTorch finds no CUDA device here: use --device cpu")
     if threads: torch.set_num_threads(threads)
-    about = dict(preset=preset, command=' '.join(['nfig_bench',*sys.argv[1:]]), date=datetime.now().isoformat(timespec='seconds'), **machine(device))
+    about = dict(preset=preset, command=' '.join(['nfig_bench',*sys.argv[1:]]), date=datetime.now().isoformat(timespec='seconds'), **machine())
+    if not device.startswith('cuda'): about['gpu'] = None   # there may be one, but it is not what is measured
     parts = interleave(all_parts(build_pipelines(bench_experiment(preset),device),full), repeats, device)
     parts = list(dict.fromkeys(parts)); peak = peaks(parts)
     report(about, peak, [row(p,peak) for p in parts+images(parts)], Path(out)/f"bench_{device.split(':')[0]}.json")

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['friendly', 'overrule', 'train_tokenizer', 'find_in', 'data_of', 'train_nfig', 'load_pipeline', 'parse_labels',
-           'sample', 'nearest', 'bundled', 'demo_pictures', 'demo']
+           'sample', 'nearest', 'demo_pictures', 'demo']
 
-# %% ../nbs/19_cli.ipynb #9705f145
+# %% ../nbs/19_cli.ipynb #70505f28
 import functools,json,sys
 from dataclasses import fields,replace
 from pathlib import Path
 from fastcore.script import call_parse,store_false
 from .config import TokenizerConfig,get_preset
 
-# %% ../nbs/19_cli.ipynb #bf44fd90
+# %% ../nbs/19_cli.ipynb #9c9e2962
 def friendly(f # a command
 ): # the command
     "Print the errors that a user can mend as one sentence; interrupting says how to go on"
@@ -24,7 +24,7 @@ def friendly(f # a command
         except KeyboardInterrupt: print('stopped; the same command continues from the last checkpoint', file=sys.stderr); sys.exit(130)
     return run
 
-# %% ../nbs/19_cli.ipynb #6acb8a7c
+# %% ../nbs/19_cli.ipynb #adf5e712
 def overrule(cfg, # a frozen config
     **given, # new values; None keeps the preset's
 ): # the config, changed
@@ -33,7 +33,7 @@ def overrule(cfg, # a frozen config
     if 'epochs' in given and 'steps' not in given: given['steps'] = 0
     return replace(cfg, **given)
 
-# %% ../nbs/19_cli.ipynb #21fe0493
+# %% ../nbs/19_cli.ipynb #f73d2a9e
 @call_parse
 @friendly
 def train_tokenizer(
@@ -44,7 +44,8 @@ def train_tokenizer(
     epochs:float=None, # passes over the data, in place of steps
     batch_size:int=None, # images a step
     lr:float=None, # peak learning rate
-    perceptual:float=None, # weight of the perceptual loss (0: off; needs VGG weights)
+    perceptual:float=None, # weight of the perceptual loss (0: off)
+    vgg:str=None, # file of VGG-16 weights for the perceptual loss; torchvision's cache if not given
     gan:float=None, # weight of the adversarial loss (0: off)
     target:str=None, # band (NFIG) or full (VAR)
     division:str=None, # band edges: paper, area or nyquist
@@ -60,17 +61,19 @@ def train_tokenizer(
     from nfig.train_tokenizer import train_tokenizer as train
     e = get_preset(preset)
     e = replace(e, tokenizer=overrule(e.tokenizer, target=target, division=division),
-                train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, gan=gan, seed=seed))
+                train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, vgg=vgg, gan=gan, seed=seed))
     train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #16708440
+# %% ../nbs/19_cli.ipynb #a1b5bcbb
 def find_in(folder, # what the user gave
     name:str, # 'tokenizer' or 'pipeline'
 )->Path: # the folder with config.json and model.safetensors
     "A run folder stands for the result in it; FileNotFoundError if the run has not finished"
     folder = Path(folder)
     if (folder/name).is_dir(): return folder/name
+    if name=='pipeline' and (folder/'tokenizer').is_dir() and not (folder/'transformer').is_dir():
+        raise FileNotFoundError(f"{folder} is the run of a tokenizer, which draws nothing by itself: train a transformer with nfig_train --tokenizer {folder}, and give its run folder")
     if (folder/'checkpoints').is_dir(): raise FileNotFoundError(f"{folder} is a run that has not finished: it has no {name} yet. Start the same training command again to complete it")
     return folder
 
@@ -81,7 +84,7 @@ def data_of(tokenizer, # run folder, or the tokenizer folder in it
         if (d/'config.json').exists() and (found := json.loads((d/'config.json').read_text()).get('data')): return found
     raise ValueError(f"{tokenizer} does not say what it was trained on: give --data")
 
-# %% ../nbs/19_cli.ipynb #cae0f498
+# %% ../nbs/19_cli.ipynb #54cda911
 @call_parse
 @friendly
 def train_nfig(
@@ -113,7 +116,7 @@ def train_nfig(
     train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #689a05a5
+# %% ../nbs/19_cli.ipynb #0ccfd9f5
 def load_pipeline(model:str # bundled name, pipeline folder, or run folder of nfig_train
 ): # NFIGPipeline
     "A pipeline by name or place"
@@ -126,7 +129,7 @@ def parse_labels(labels:str, # 'cat,3', or '' for all
     "Names or numbers between commas; all classes if empty"
     return [int(o) if o.isdigit() and o not in classes else o for o in (p.strip() for p in labels.split(','))] if labels else list(range(len(classes)))
 
-# %% ../nbs/19_cli.ipynb #13ec43d5
+# %% ../nbs/19_cli.ipynb #36808630
 @call_parse
 @friendly
 def sample(
@@ -149,7 +152,7 @@ def sample(
     save_images(x, folder/'grid.png', ncols=n, zoom=2)
     print(f'{len(x)} images and grid.png in {folder}')
 
-# %% ../nbs/19_cli.ipynb #313da2b8
+# %% ../nbs/19_cli.ipynb #d9353cdc
 def nearest(x, # (B,3,H,H) images in [-1,1]
     data, # `ImageData` to search
     k:int=3, # neighbours of each
@@ -161,12 +164,7 @@ def nearest(x, # (B,3,H,H) images in [-1,1]
     d = torch.minimum(*(torch.cdist(x.flatten(1), v.flatten(1)) for v in (all_, all_.flip(-1))))
     return all_[d.topk(k, largest=False).indices]
 
-# %% ../nbs/19_cli.ipynb #0f4b9cab
-def bundled()->list: # names
-    "Checkpoints that come with the package"
-    from nfig.data import assets
-    return sorted((p.parent.name for p in assets.glob('*/config.json')), key=lambda n: (n!='fashion-mnist',n))
-
+# %% ../nbs/19_cli.ipynb #b9df1f2e
 def demo_pictures(name:str, # a bundled checkpoint
     folder:Path, # where the pictures go
     seed:int, # of the samples
@@ -185,7 +183,7 @@ def demo_pictures(name:str, # a bundled checkpoint
     keep(show.neighbours_figure(x[::10], nearest(x[::10],data), names=pipe.classes), 'neighbours')
     return done
 
-# %% ../nbs/19_cli.ipynb #f7f77af6
+# %% ../nbs/19_cli.ipynb #3207477b
 @call_parse
 @friendly
 def demo(
@@ -194,7 +192,8 @@ def demo(
 ):
     "What the bundled checkpoints can do: samples, growth band by band, reconstructions"
     folder = Path(out); folder.mkdir(parents=True, exist_ok=True)
-    names = bundled()
+    from nfig.generate import bundled
+    names = sorted(bundled(), key=lambda n: (n!='fashion-mnist',n))
     if not names: raise FileNotFoundError("no bundled checkpoints in this installation: reinstall the package, or train one with nfig_train_tokenizer and nfig_train")
     for name in names:
         for path in demo_pictures(name, folder, seed): print(path)

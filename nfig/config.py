@@ -8,13 +8,13 @@ __all__ = ['paper_scales', 'tiny_tok', 'small_tok', 'paper_tok', 'var_tok', 'tin
            'TrainConfig', 'SampleConfig', 'Experiment', 'experiment', 'did_you_mean', 'get_preset', 'to_dict',
            'from_dict', 'save_config', 'load_config', 'require']
 
-# %% ../nbs/00_config.ipynb #4aee3d9d
+# %% ../nbs/00_config.ipynb #d60f3e97
 import difflib,importlib,json,sys
 from dataclasses import asdict,dataclass,fields,is_dataclass,replace
 from fastcore.basics import patch
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #6ca4bb97
+# %% ../nbs/00_config.ipynb #9953def6
 @dataclass(frozen=True)
 class TokenizerConfig:
     "What FR-VAE is made of (sections 3.1.1 and 3.1.2 of the paper)"
@@ -38,7 +38,7 @@ class TokenizerConfig:
     quant_conv:int=3 # kernel of the convolutions before and after the quantiser
     beta:float=.25 # weight of the commitment term
 
-# %% ../nbs/00_config.ipynb #cbeda4ad
+# %% ../nbs/00_config.ipynb #398495cb
 @patch(as_prop=True)
 def side(self:TokenizerConfig)->int: # rows and columns of the latent
     "The latent's side: the last scale"
@@ -49,7 +49,7 @@ def tokens(self:TokenizerConfig)->int: # L, over all stages
     "Length of the token sequence, $L=\\sum_i s_i^2$"
     return sum(s*s for s in self.scales)
 
-# %% ../nbs/00_config.ipynb #31cf2056
+# %% ../nbs/00_config.ipynb #65f751ca
 @dataclass(frozen=True)
 class TransformerConfig:
     "The block-causal transformer (section 3.2)"
@@ -71,7 +71,7 @@ class TransformerConfig:
             if getattr(self,k) is None: object.__setattr__(self, k, v)
         if self.width%self.heads: raise ValueError(f"width {self.width} cannot be shared by {self.heads} heads: make width a multiple of heads")
 
-# %% ../nbs/00_config.ipynb #cc220655
+# %% ../nbs/00_config.ipynb #c7595d95
 @dataclass(frozen=True)
 class TrainConfig:
     "Optimisation of the tokenizer or of the transformer"
@@ -90,6 +90,7 @@ class TrainConfig:
     amp:bool=True # bf16 autocast
     pixel:float=1. # weight of the squared pixel error (tokenizer)
     perceptual:float=0. # weight of the perceptual loss (tokenizer)
+    vgg:str='' # file of VGG-16 weights for the perceptual loss; torchvision's cache if empty
     gan:float=0. # weight of the GAN loss (tokenizer); Eq. 10 has 0.5
     gan_start:float=.3 # share of the steps before the GAN starts
     label_smooth:float=0. # label smoothing (transformer)
@@ -99,7 +100,7 @@ class TrainConfig:
         "Length of the run in steps"
         return self.steps or max(1, int(self.epochs*n/self.batch_size))
 
-# %% ../nbs/00_config.ipynb #b590c7aa
+# %% ../nbs/00_config.ipynb #8231683a
 @dataclass(frozen=True)
 class SampleConfig:
     "How tokens are drawn from the logits"
@@ -109,7 +110,7 @@ class SampleConfig:
     top_p:float=0. # keep the smallest set of codes with this probability; 0 keeps all
     temperature:float=1. # logits are divided by it
 
-# %% ../nbs/00_config.ipynb #1e053507
+# %% ../nbs/00_config.ipynb #7b0cf878
 @dataclass(frozen=True)
 class Experiment:
     "One row: tokenizer, transformer, and how to train and sample"
@@ -131,7 +132,7 @@ def experiment(name:str, # what the row is called
     shared = {k:getattr(tokenizer,k) for k in ('scales','codebook_size','latent_dim')}
     return Experiment(name, tokenizer, train_tokenizer, TransformerConfig(**shared, **transformer), train, sample)
 
-# %% ../nbs/00_config.ipynb #820370ff
+# %% ../nbs/00_config.ipynb #b2d85b78
 paper_scales = (1,2,3,4,5,6,8,10,13,16)
 tiny_tok  = TokenizerConfig(32, (1,2,4,8), codebook_size=128, latent_dim=8, width=16, multipliers=(1,1,2), groups=4)
 small_tok = TokenizerConfig(32, (1,2,3,4,6,8), codebook_size=512, latent_dim=16, width=32, multipliers=(1,2,4), groups=8, beta=.02)
@@ -140,13 +141,13 @@ var_tok   = TokenizerConfig(256, paper_scales, 4096, 32, target='full', down='ar
 
 tiny_run      = TrainConfig(steps=60, batch_size=32, lr=2e-3, ema=.9)
 small_tok_run = TrainConfig(steps=1_600, batch_size=64, lr=1e-3, weight_decay=0., ema=.995)
-small_run     = TrainConfig(steps=12_000, batch_size=64, lr=1e-3, ema=.999)
+small_run     = TrainConfig(steps=3_600, batch_size=64, lr=1e-3, ema=.999, flip=False)
 paper_tok_run = TrainConfig(epochs=200, batch_size=1024, lr=2.4e-4, final_lr=5e-5/2.4e-4, warmup=1/200, weight_decay=1e-4,
                             ema=.9999, perceptual=1., gan=.5, gan_start=56/200)
 paper_run     = TrainConfig(epochs=350, batch_size=768, lr=8e-5*3, final_lr=.01, schedule='linear', clip=2., ema=.9999, flip=False)
 paper_sample  = SampleConfig(cfg_scale=4.5, top_k=990)
 
-# %% ../nbs/00_config.ipynb #e1973150
+# %% ../nbs/00_config.ipynb #4c4e6366
 _rows = [#          name       tokenizer  tokenizer's run  run        sampling       transformer
     experiment('tiny',     tiny_tok,  tiny_run,       tiny_run,  SampleConfig(), depth=2),
     experiment('small',    small_tok, small_tok_run,  small_run, SampleConfig(), depth=4),
@@ -155,7 +156,7 @@ _rows = [#          name       tokenizer  tokenizer's run  run        sampling  
 ]
 presets = {e.name:e for e in _rows}
 
-# %% ../nbs/00_config.ipynb #c44b9567
+# %% ../nbs/00_config.ipynb #86867084
 def did_you_mean(name:str, # what was given
     known, # what there is
     kind:str='preset', # what it is called in the message
@@ -166,7 +167,7 @@ def did_you_mean(name:str, # what was given
     more = f" … and {len(known)-20} more" if len(known)>20 else ''
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known[:20])}{more}"
 
-# %% ../nbs/00_config.ipynb #00896380
+# %% ../nbs/00_config.ipynb #cc2784a7
 def get_preset(name:str, # a key of `presets`
     **changes, # fields of any of its configs to replace, as tokenizer=dict(width=64)
 )->Experiment:
@@ -175,7 +176,7 @@ def get_preset(name:str, # a key of `presets`
     e = presets[name]
     return replace(e, **{k:replace(getattr(e,k), **v) for k,v in changes.items()})
 
-# %% ../nbs/00_config.ipynb #4734fa77
+# %% ../nbs/00_config.ipynb #71ea3d1f
 def to_dict(cfg)->dict: # any dataclass above
     "Plain data, ready for JSON"
     return asdict(cfg)
@@ -201,7 +202,7 @@ def load_config(cls, # the dataclass to build
     "Read what `save_config` wrote"
     return from_dict(cls, json.loads(Path(path).read_text()))
 
-# %% ../nbs/00_config.ipynb #5c14b98f
+# %% ../nbs/00_config.ipynb #0b887c9d
 _declared = [] # the declarations last only as long as their Library object: keep it
 
 def _declare_torchvision_ops():

@@ -6,7 +6,7 @@
 __all__ = ['latent_norm', 'FRVAE', 'build_tokenizer', 'write_folder', 'check_replaceable', 'read_weights', 'load_weights',
            'save_tokenizer', 'load_tokenizer']
 
-# %% ../nbs/06_tokenizer.ipynb #e1b7240c
+# %% ../nbs/06_tokenizer.ipynb #ffabc146
 import json,shutil,tempfile,torch
 from fastcore.basics import patch
 from pathlib import Path
@@ -17,13 +17,13 @@ from .config import TokenizerConfig,load_config,save_config
 from .autoencoder import build_decoder,build_encoder
 from .quantizer import Quantized,build_quantizer
 
-# %% ../nbs/06_tokenizer.ipynb #3839c6b1
+# %% ../nbs/06_tokenizer.ipynb #35363534
 def latent_norm(cfg:TokenizerConfig # `latent_norm`, `latent_dim`
 )->nn.Module: # (B,C,h,w) -> (B,C,h,w)
     "Channels with mean 0 and variance 1 over the data, or nothing"
     return nn.BatchNorm2d(cfg.latent_dim, affine=False, momentum=.01) if cfg.latent_norm else nn.Identity()
 
-# %% ../nbs/06_tokenizer.ipynb #fe154f36
+# %% ../nbs/06_tokenizer.ipynb #c93baf03
 class FRVAE(nn.Module):
     "Frequency-guided residual-quantised VAE: images to token grids and back (section 3.1)"
     def __init__(self,
@@ -44,7 +44,7 @@ class FRVAE(nn.Module):
         z = self.quantizer(self.latent(x))
         return self.paint(z.f_hat), z
 
-# %% ../nbs/06_tokenizer.ipynb #a4aae896
+# %% ../nbs/06_tokenizer.ipynb #5c7004cb
 @patch
 def latent(self:FRVAE, x:Tensor, # (B,3,H,H) images in [-1,1]
 )->Tensor: # (B,C,h,h)
@@ -59,14 +59,14 @@ def paint(self:FRVAE, f_hat:Tensor, # (B,C,h,h) running sum of codes
     "The decoder's picture of a quantised latent"
     return self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype))).float()
 
-# %% ../nbs/06_tokenizer.ipynb #19ae83ca
+# %% ../nbs/06_tokenizer.ipynb #d93a1fcb
 def build_tokenizer(cfg:TokenizerConfig, # architecture
     pretrained=False, # weights of a DINOv2 encoder, see `autoencoder.load_vit`
 )->FRVAE: # untrained
     "The tokenizer a config describes"
     return FRVAE(build_encoder(cfg, pretrained), build_quantizer(cfg), build_decoder(cfg), cfg)
 
-# %% ../nbs/06_tokenizer.ipynb #359a7bb8
+# %% ../nbs/06_tokenizer.ipynb #910eeb83
 @patch
 @torch.no_grad()
 def encode(self:FRVAE, x:Tensor, # (B,3,H,H) images in [-1,1]
@@ -91,7 +91,7 @@ def partial_decodes(self:FRVAE, tokens:list, # n tensors (B,s_i^2)
 @patch
 def reconstruct(self:FRVAE, x:Tensor)->Tensor: return self.decode(self.encode(x))   # (B,3,H,H), there and back
 
-# %% ../nbs/06_tokenizer.ipynb #43a2b971
+# %% ../nbs/06_tokenizer.ipynb #463146af
 def write_folder(folder, # where it shall be
     fill, # function of an empty folder that writes the files into it
 ):
@@ -118,7 +118,7 @@ def check_replaceable(folder:Path, # where it shall be
     other = {p.name for p in folder.iterdir()}-{p.name for p in new.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else ()
     if other: raise ValueError(f"{folder} holds other files ({', '.join(sorted(other)[:5])}) that would be lost: choose a new or an empty folder")
 
-# %% ../nbs/06_tokenizer.ipynb #9b900b89
+# %% ../nbs/06_tokenizer.ipynb #6b9855a2
 def read_weights(path # a .safetensors file
 )->dict: # name -> tensor
     "Load a safetensors file; FileNotFoundError or ValueError in words if it is missing or broken"
@@ -138,14 +138,15 @@ def load_weights(model:nn.Module, # what receives them
     if bad: raise ValueError(f"{source} belongs to another architecture: {len(bad)} tensors do not fit, the first: {bad[0]}. Load it with the config it was saved with")
     model.load_state_dict(weights); return model
 
-# %% ../nbs/06_tokenizer.ipynb #80029b0b
+# %% ../nbs/06_tokenizer.ipynb #0d9b9a15
 def save_tokenizer(self:FRVAE, # the tokenizer
     folder, # where to put config.json and model.safetensors
+    dtype=None, # of the stored weights, as torch.float16; their own if None
 ):
     "Write the tokenizer to a folder; an older tokenizer there is replaced, see `write_folder`"
     def fill(d):
         save_config(self.config, d/'config.json')
-        save_file({k:v.contiguous() for k,v in self.state_dict().items()}, d/'model.safetensors')
+        save_file({k:(v.to(dtype) if dtype and v.is_floating_point() else v).contiguous() for k,v in self.state_dict().items()}, d/'model.safetensors')
     write_folder(folder, fill)
 
 def load_tokenizer(folder # what `save_pretrained` wrote
