@@ -25,7 +25,8 @@ def cell_parts(cell:dict, # one cell of the notebook
     src = ''.join(cell['source']).strip()
     if cell['cell_type']=='markdown': return [relink(src)]
     if cell['cell_type']!='code' or re.search(r'^#\|\s*hide', src, re.M): return []
-    code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
+    shown = not re.search(r'^#\|\s*echo:\s*false', src, re.M)
+    code = '\n'.join(l for l in src.splitlines() if shown and not l.startswith('#|')).strip()
     return [f'```python\n{code}\n```' if code else '', *map(output_text, cell.get('outputs', []))]
 
 def readme(path=root/'nbs/index.ipynb')->str: # the whole README

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['friendly', 'overrule', 'train_tokenizer', 'find_in', 'data_of', 'train_nfig', 'load_pipeline', 'parse_labels',
-           'sample', 'nearest', 'demo_pictures', 'demo']
+           'sample', 'nearest', 'demo_pictures', 'demo', 'small_photos', 'tokenizer_pictures']
 
-# %% ../nbs/19_cli.ipynb #70505f28
+# %% ../nbs/19_cli.ipynb #2dd8352d
 import functools,json,sys
 from dataclasses import fields,replace
 from pathlib import Path
 from fastcore.script import call_parse,store_false
 from .config import TokenizerConfig,get_preset
 
-# %% ../nbs/19_cli.ipynb #9c9e2962
+# %% ../nbs/19_cli.ipynb #c3093da2
 def friendly(f # a command
 ): # the command
     "Print the errors that a user can mend as one sentence; interrupting says how to go on"
@@ -24,7 +24,7 @@ def friendly(f # a command
         except KeyboardInterrupt: print('stopped; the same command continues from the last checkpoint', file=sys.stderr); sys.exit(130)
     return run
 
-# %% ../nbs/19_cli.ipynb #adf5e712
+# %% ../nbs/19_cli.ipynb #23c6cc79
 def overrule(cfg, # a frozen config
     **given, # new values; None keeps the preset's
 ): # the config, changed
@@ -33,7 +33,7 @@ def overrule(cfg, # a frozen config
     if 'epochs' in given and 'steps' not in given: given['steps'] = 0
     return replace(cfg, **given)
 
-# %% ../nbs/19_cli.ipynb #f73d2a9e
+# %% ../nbs/19_cli.ipynb #d849d7b0
 @call_parse
 @friendly
 def train_tokenizer(
@@ -65,7 +65,7 @@ def train_tokenizer(
     train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #a1b5bcbb
+# %% ../nbs/19_cli.ipynb #989ec27f
 def find_in(folder, # what the user gave
     name:str, # 'tokenizer' or 'pipeline'
 )->Path: # the folder with config.json and model.safetensors
@@ -84,7 +84,7 @@ def data_of(tokenizer, # run folder, or the tokenizer folder in it
         if (d/'config.json').exists() and (found := json.loads((d/'config.json').read_text()).get('data')): return found
     raise ValueError(f"{tokenizer} does not say what it was trained on: give --data")
 
-# %% ../nbs/19_cli.ipynb #54cda911
+# %% ../nbs/19_cli.ipynb #0ab239ff
 @call_parse
 @friendly
 def train_nfig(
@@ -116,7 +116,7 @@ def train_nfig(
     train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #0ccfd9f5
+# %% ../nbs/19_cli.ipynb #93c218e4
 def load_pipeline(model:str # bundled name, pipeline folder, or run folder of nfig_train
 ): # NFIGPipeline
     "A pipeline by name or place"
@@ -129,7 +129,7 @@ def parse_labels(labels:str, # 'cat,3', or '' for all
     "Names or numbers between commas; all classes if empty"
     return [int(o) if o.isdigit() and o not in classes else o for o in (p.strip() for p in labels.split(','))] if labels else list(range(len(classes)))
 
-# %% ../nbs/19_cli.ipynb #36808630
+# %% ../nbs/19_cli.ipynb #da381f97
 @call_parse
 @friendly
 def sample(
@@ -152,7 +152,7 @@ def sample(
     save_images(x, folder/'grid.png', ncols=n, zoom=2)
     print(f'{len(x)} images and grid.png in {folder}')
 
-# %% ../nbs/19_cli.ipynb #d9353cdc
+# %% ../nbs/19_cli.ipynb #22050d26
 def nearest(x, # (B,3,H,H) images in [-1,1]
     data, # `ImageData` to search
     k:int=3, # neighbours of each
@@ -164,7 +164,7 @@ def nearest(x, # (B,3,H,H) images in [-1,1]
     d = torch.minimum(*(torch.cdist(x.flatten(1), v.flatten(1)) for v in (all_, all_.flip(-1))))
     return all_[d.topk(k, largest=False).indices]
 
-# %% ../nbs/19_cli.ipynb #b9df1f2e
+# %% ../nbs/19_cli.ipynb #47199bc4
 def demo_pictures(name:str, # a bundled checkpoint
     folder:Path, # where the pictures go
     seed:int, # of the samples
@@ -176,14 +176,15 @@ def demo_pictures(name:str, # a bundled checkpoint
     def keep(fig, what): done.append(folder/f'{name}-{what}.png'); show.save_figure(fig, done[-1])
     x = pipe(classes, n=10, seed=seed)
     keep(show.show_images(x, ncols=10, titles=[c if i==0 else '' for c in pipe.classes for i in range(10)], size=.8), 'samples')
-    keep(show.growth_figure(pipe.partials(classes[::3], n=1, seed=seed), names=[pipe.classes[i] for i in classes[::3]]), 'growth')
+    some = classes[1::2][:5]; grown = pipe.partials(some, seed=seed)
+    keep(show.growth_figure(grown, stages=range(1,len(grown)+1) if len(grown)<7 else None, names=[pipe.classes[i] for i in some]), 'growth')
     if name!='fashion-mnist': return done
     data = load_data('fashion-mnist-5k'); real = to_float(data.__getitems__(list(range(100,5000,400))[:12])[0])
     keep(show.compare_figure(real, pipe.reconstruct(real)), 'reconstructions')
     keep(show.neighbours_figure(x[::10], nearest(x[::10],data), names=pipe.classes), 'neighbours')
     return done
 
-# %% ../nbs/19_cli.ipynb #3207477b
+# %% ../nbs/19_cli.ipynb #df62c136
 @call_parse
 @friendly
 def demo(
@@ -197,4 +198,30 @@ def demo(
     if not names: raise FileNotFoundError("no bundled checkpoints in this installation: reinstall the package, or train one with nfig_train_tokenizer and nfig_train")
     for name in names:
         for path in demo_pictures(name, folder, seed): print(path)
+    for path in tokenizer_pictures(folder): print(path)
     print(f'open the pictures in {folder.resolve()}')
+
+# %% ../nbs/19_cli.ipynb #72a53c42
+def small_photos(side:int=32, # pixels
+): # (8,3,side,side) images in [-1,1]
+    "Four photographs of scikit-image, whole and their middle"
+    import torch
+    from skimage import data
+    from nfig.images import to_float
+    def middle(a, share):
+        n = int(min(a.shape[:2])*share); t,l = (a.shape[0]-n)//2,(a.shape[1]-n)//2
+        x = to_float(torch.from_numpy(a[t:t+n,l:l+n].copy()).permute(2,0,1)[None])
+        return torch.nn.functional.interpolate(x, size=side, mode='area')
+    return torch.cat([middle(a(), s) for s in (1,.5) for a in (data.astronaut,data.cat,data.coffee,data.rocket)])
+
+def tokenizer_pictures(folder:Path # where the pictures go
+)->list: # paths
+    "Photographs through each bundled tokenizer that has no transformer beside it"
+    from nfig.data import assets
+    from nfig import show
+    from nfig.tokenizer import FRVAE
+    done = []
+    for d in sorted(p.parent for p in assets.glob('*/tokenizer') if not (p.parent/'config.json').exists()):
+        tok = FRVAE.from_pretrained(d/'tokenizer'); x = small_photos(tok.config.image_size)
+        done.append(folder/f'{d.name}-reconstructions.png'); show.save_figure(show.compare_figure(x, tok.reconstruct(x)), done[-1])
+    return done
