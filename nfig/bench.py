@@ -7,7 +7,7 @@ __all__ = ['dtypes', 'count_flops', 'Part', 'matmul_parts', 'sync', 'reset_peak'
            'bench_experiment', 'build_pipelines', 'some_labels', 'some_tokens', 'image_parts', 'encode_part',
            'train_step', 'train_part', 'images', 'row', 'table', 'all_parts', 'report', 'bench']
 
-# %% ../nbs/20_bench.ipynb #a6979f9d
+# %% ../nbs/20_bench.ipynb #bdceb964
 import copy,json,re,resource,statistics,sys,time,torch
 import torch.nn.functional as F
 from dataclasses import asdict,dataclass,field,replace
@@ -21,7 +21,7 @@ from .tokenizer import build_tokenizer
 from .training import machine
 from .transformer import NFIGTransformer
 
-# %% ../nbs/20_bench.ipynb #1c16afa8
+# %% ../nbs/20_bench.ipynb #e34108ac
 def _cpu_attention():
     "The CPU's attention kernels, with the counter's own formulas"
     a = torch.ops.aten
@@ -34,7 +34,7 @@ def count_flops(fn, # called once, without arguments
     with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as m: fn()
     return m.get_total_flops()
 
-# %% ../nbs/20_bench.ipynb #19d6af8b
+# %% ../nbs/20_bench.ipynb #0ead1f0a
 @dataclass(eq=False)
 class Part:
     "Something to time, and what came out"
@@ -62,7 +62,7 @@ def matmul_parts(dtype:str, # 'fp32' or 'bf16'
     x,v = (t.clone().to(memory_format=torch.channels_last) for t in (a.view(1,n,32,n//32),w[:,:,None,None]))   # each pixel is a row
     return [Part('matmul',dtype,lambda: F.linear(a,w)), Part('matmul 1x1',dtype,lambda: F.conv2d(x,v))]
 
-# %% ../nbs/20_bench.ipynb #b356b9f8
+# %% ../nbs/20_bench.ipynb #5e006943
 def sync(device:str): # where
     "Wait until the device has finished"
     if str(device).startswith('cuda'): torch.cuda.synchronize()
@@ -80,7 +80,7 @@ def peak_memory(device:str # where
     try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**20
     except (OSError,TypeError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform=='darwin' else 2**20)
 
-# %% ../nbs/20_bench.ipynb #9fc60ba4
+# %% ../nbs/20_bench.ipynb #04f62e66
 def interleave(parts:list, # of `Part`; one that stands there twice is timed twice a round
     repeats:int=3, # rounds
     device:str='cpu', # where
@@ -99,7 +99,7 @@ def peaks(parts:list # timed, with those of `matmul_parts` among them
     "The best rate of a matrix product in each precision"
     return {d: max(p.flops/min(p.times)/1e9 for p in parts if p.dtype==d and p.name.startswith('matmul')) for d in dict.fromkeys(p.dtype for p in parts)}
 
-# %% ../nbs/20_bench.ipynb #6172c84b
+# %% ../nbs/20_bench.ipynb #8e996d10
 def bench_experiment(preset:str # a key of `presets`
 )->Experiment:
     "The preset, with VAR's CNN (width 160) as encoder and decoder if it has others"
@@ -116,7 +116,7 @@ def build_pipelines(e:Experiment, # the row of the table
     base = pipe().to(device, torch.float32)   # also brings the convolutions' weights into channels_last
     return dict(fp32=base, bf16=copy.deepcopy(base).to(device, torch.bfloat16))
 
-# %% ../nbs/20_bench.ipynb #9a31de0c
+# %% ../nbs/20_bench.ipynb #69d4ce6e
 def some_labels(pipe:NFIGPipeline, batch:int)->torch.Tensor: # (B,) int64
     "Any labels will do"
     return torch.arange(batch,device=pipe.device) % len(pipe.classes)
@@ -144,7 +144,7 @@ def encode_part(pipe:NFIGPipeline, # models in `dtype`
     x = torch.rand(batch,3,side,side,device=pipe.device,dtype=dtypes[dtype]).contiguous(memory_format=torch.channels_last)*2-1
     return Part('encode',dtype,lambda: pipe.tokenizer.encode(x),batch)
 
-# %% ../nbs/20_bench.ipynb #00787f9d
+# %% ../nbs/20_bench.ipynb #cf4bd06c
 def train_step(pipe:NFIGPipeline, # weights in fp32
     labels, tokens, # (B,), and n tensors (B,s_i^2)
     amp:bool=False, # bf16 by autocast
@@ -163,7 +163,7 @@ def train_part(pipe:NFIGPipeline, # weights in fp32
     labels,tokens = some_labels(pipe,batch),some_tokens(pipe,batch)
     return Part('train',dtype,lambda: train_step(pipe,labels,tokens,dtype=='bf16'),batch)
 
-# %% ../nbs/20_bench.ipynb #f178d450
+# %% ../nbs/20_bench.ipynb #a1c6bf54
 def images(parts:list # timed `Part`s
 )->list: # `Part`s, a transformer and its decoder added up
     "Whole images: transformer plus decoder, for each precision and batch"
@@ -185,7 +185,7 @@ def table(rows:list # from `row`
     line = "{part:<12}{dtype:<6}{batch:>5}{seconds:>10.3f}{seconds_per_image:>10.3f}{gflop:>10.1f}{gflops:>10.0f}{share:>9.0%}{memory_gib:>7.2f}"
     return '\n'.join([head, *(line.format(**r) for r in rows)])
 
-# %% ../nbs/20_bench.ipynb #c6f9dddb
+# %% ../nbs/20_bench.ipynb #0dbcb91b
 def all_parts(pipes:dict, # from `build_pipelines`
     full:bool=False, # also batch 8, and training and encoding in bf16
 )->list: # of `Part`
@@ -196,7 +196,7 @@ def all_parts(pipes:dict, # from `build_pipelines`
     work += [p for d in (dtypes if full else ('fp32',)) for p in (encode_part(pipes[d],d), train_part(pipes['fp32'],d))]
     return [p for w in work for p in (*peak,w)]
 
-# %% ../nbs/20_bench.ipynb #64dd6b71
+# %% ../nbs/20_bench.ipynb #4b07280f
 def report(about:dict, # preset, command, date and machine
     peak:dict, # dtype -> GFLOP/s
     rows:list, # from `row`
@@ -208,7 +208,7 @@ def report(about:dict, # preset, command, date and machine
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(**about, peak={d:round(r,1) for d,r in peak.items()}, rows=rows), indent=1)+'\n')
 
-# %% ../nbs/20_bench.ipynb #0d2bb94d
+# %% ../nbs/20_bench.ipynb #18da08d8
 @call_parse
 def bench(preset:str='nfig_d16', # row of the presets table
     device:str='cpu', # 'cpu' or 'cuda'

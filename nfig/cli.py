@@ -6,14 +6,14 @@
 __all__ = ['friendly', 'overrule', 'train_tokenizer', 'find_in', 'data_of', 'train_nfig', 'load_pipeline', 'parse_labels',
            'sample', 'nearest', 'demo_pictures', 'demo', 'small_photos', 'tokenizer_pictures']
 
-# %% ../nbs/19_cli.ipynb #2dd8352d
+# %% ../nbs/19_cli.ipynb #4ed85a68
 import functools,json,sys
 from dataclasses import fields,replace
 from pathlib import Path
 from fastcore.script import call_parse,store_false
-from .config import TokenizerConfig,get_preset
+from .config import get_preset,resized
 
-# %% ../nbs/19_cli.ipynb #c3093da2
+# %% ../nbs/19_cli.ipynb #c9a6364b
 def friendly(f # a command
 ): # the command
     "Print the errors that a user can mend as one sentence; interrupting says how to go on"
@@ -24,7 +24,7 @@ def friendly(f # a command
         except KeyboardInterrupt: print('stopped; the same command continues from the last checkpoint', file=sys.stderr); sys.exit(130)
     return run
 
-# %% ../nbs/19_cli.ipynb #23c6cc79
+# %% ../nbs/19_cli.ipynb #5a9aeec4
 def overrule(cfg, # a frozen config
     **given, # new values; None keeps the preset's
 ): # the config, changed
@@ -33,13 +33,14 @@ def overrule(cfg, # a frozen config
     if 'epochs' in given and 'steps' not in given: given['steps'] = 0
     return replace(cfg, **given)
 
-# %% ../nbs/19_cli.ipynb #d849d7b0
+# %% ../nbs/19_cli.ipynb #b4f656cd
 @call_parse
 @friendly
 def train_tokenizer(
     data:str='fashion-mnist', # folder of class folders, Parquet file, or a name: fashion-mnist, fashion-mnist-5k, cifar10
     out:str='runs/tokenizer', # run folder; an unfinished run in it is continued
     preset:str='small', # a row of nfig.config.presets: tiny, small, nfig_d16, var_d16, ...
+    size:int=None, # side in pixels to which images are brought; the preset's if not given
     steps:int=None, # optimiser steps, in place of the preset's
     epochs:float=None, # passes over the data, in place of steps
     batch_size:int=None, # images a step
@@ -60,12 +61,12 @@ def train_tokenizer(
     from nfig.data import load_data
     from nfig.train_tokenizer import train_tokenizer as train
     e = get_preset(preset)
-    e = replace(e, tokenizer=overrule(e.tokenizer, target=target, division=division),
+    e = replace(e, tokenizer=overrule(resized(e.tokenizer, size or e.tokenizer.image_size), target=target, division=division),
                 train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, vgg=vgg, gan=gan, seed=seed))
     train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #989ec27f
+# %% ../nbs/19_cli.ipynb #2bc53a34
 def find_in(folder, # what the user gave
     name:str, # 'tokenizer' or 'pipeline'
 )->Path: # the folder with config.json and model.safetensors
@@ -84,7 +85,7 @@ def data_of(tokenizer, # run folder, or the tokenizer folder in it
         if (d/'config.json').exists() and (found := json.loads((d/'config.json').read_text()).get('data')): return found
     raise ValueError(f"{tokenizer} does not say what it was trained on: give --data")
 
-# %% ../nbs/19_cli.ipynb #0ab239ff
+# %% ../nbs/19_cli.ipynb #9b6007b2
 @call_parse
 @friendly
 def train_nfig(
@@ -116,7 +117,7 @@ def train_nfig(
     train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #93c218e4
+# %% ../nbs/19_cli.ipynb #1c1c57ce
 def load_pipeline(model:str # bundled name, pipeline folder, or run folder of nfig_train
 ): # NFIGPipeline
     "A pipeline by name or place"
@@ -129,7 +130,7 @@ def parse_labels(labels:str, # 'cat,3', or '' for all
     "Names or numbers between commas; all classes if empty"
     return [int(o) if o.isdigit() and o not in classes else o for o in (p.strip() for p in labels.split(','))] if labels else list(range(len(classes)))
 
-# %% ../nbs/19_cli.ipynb #da381f97
+# %% ../nbs/19_cli.ipynb #dd540dc0
 @call_parse
 @friendly
 def sample(
@@ -152,7 +153,7 @@ def sample(
     save_images(x, folder/'grid.png', ncols=n, zoom=2)
     print(f'{len(x)} images and grid.png in {folder}')
 
-# %% ../nbs/19_cli.ipynb #22050d26
+# %% ../nbs/19_cli.ipynb #5a6aac77
 def nearest(x, # (B,3,H,H) images in [-1,1]
     data, # `ImageData` to search
     k:int=3, # neighbours of each
@@ -164,7 +165,7 @@ def nearest(x, # (B,3,H,H) images in [-1,1]
     d = torch.minimum(*(torch.cdist(x.flatten(1), v.flatten(1)) for v in (all_, all_.flip(-1))))
     return all_[d.topk(k, largest=False).indices]
 
-# %% ../nbs/19_cli.ipynb #47199bc4
+# %% ../nbs/19_cli.ipynb #e8544f79
 def demo_pictures(name:str, # a bundled checkpoint
     folder:Path, # where the pictures go
     seed:int, # of the samples
@@ -176,15 +177,15 @@ def demo_pictures(name:str, # a bundled checkpoint
     def keep(fig, what): done.append(folder/f'{name}-{what}.png'); show.save_figure(fig, done[-1])
     x = pipe(classes, n=10, seed=seed)
     keep(show.show_images(x, ncols=10, titles=[c if i==0 else '' for c in pipe.classes for i in range(10)], size=.8), 'samples')
-    some = classes[1::2][:5]; grown = pipe.partials(some, seed=seed)
+    some = classes[::-3][:3]; grown = pipe.partials(some, seed=seed)
     keep(show.growth_figure(grown, stages=range(1,len(grown)+1) if len(grown)<7 else None, names=[pipe.classes[i] for i in some]), 'growth')
     if name!='fashion-mnist': return done
-    data = load_data('fashion-mnist-5k'); real = to_float(data.__getitems__(list(range(100,5000,400))[:12])[0])
+    data = load_data('fashion-mnist-5k'); real = to_float(data.__getitems__(list(range(100,5000,600))[:8])[0])
     keep(show.compare_figure(real, pipe.reconstruct(real)), 'reconstructions')
     keep(show.neighbours_figure(x[::10], nearest(x[::10],data), names=pipe.classes), 'neighbours')
     return done
 
-# %% ../nbs/19_cli.ipynb #df62c136
+# %% ../nbs/19_cli.ipynb #151dcce6
 @call_parse
 @friendly
 def demo(
@@ -201,7 +202,7 @@ def demo(
     for path in tokenizer_pictures(folder): print(path)
     print(f'open the pictures in {folder.resolve()}')
 
-# %% ../nbs/19_cli.ipynb #72a53c42
+# %% ../nbs/19_cli.ipynb #86c9fa01
 def small_photos(side:int=32, # pixels
 ): # (8,3,side,side) images in [-1,1]
     "Four photographs of scikit-image, whole and their middle"

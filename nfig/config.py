@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['paper_scales', 'tiny_tok', 'small_tok', 'paper_tok', 'var_tok', 'tiny_run', 'small_tok_run', 'small_run',
            'paper_tok_run', 'paper_run', 'paper_sample', 'presets', 'TokenizerConfig', 'TransformerConfig',
-           'TrainConfig', 'SampleConfig', 'Experiment', 'experiment', 'did_you_mean', 'get_preset', 'to_dict',
-           'from_dict', 'save_config', 'load_config', 'require']
+           'TrainConfig', 'SampleConfig', 'Experiment', 'experiment', 'did_you_mean', 'get_preset', 'scales_for',
+           'resized', 'to_dict', 'from_dict', 'save_config', 'load_config', 'require']
 
-# %% ../nbs/00_config.ipynb #d60f3e97
+# %% ../nbs/00_config.ipynb #33a87f27
 import difflib,importlib,json,sys
 from dataclasses import asdict,dataclass,fields,is_dataclass,replace
 from fastcore.basics import patch
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #9953def6
+# %% ../nbs/00_config.ipynb #d79d4d04
 @dataclass(frozen=True)
 class TokenizerConfig:
     "What FR-VAE is made of (sections 3.1.1 and 3.1.2 of the paper)"
@@ -38,7 +38,7 @@ class TokenizerConfig:
     quant_conv:int=3 # kernel of the convolutions before and after the quantiser
     beta:float=.25 # weight of the commitment term
 
-# %% ../nbs/00_config.ipynb #398495cb
+# %% ../nbs/00_config.ipynb #9ef9b4f7
 @patch(as_prop=True)
 def side(self:TokenizerConfig)->int: # rows and columns of the latent
     "The latent's side: the last scale"
@@ -49,7 +49,7 @@ def tokens(self:TokenizerConfig)->int: # L, over all stages
     "Length of the token sequence, $L=\\sum_i s_i^2$"
     return sum(s*s for s in self.scales)
 
-# %% ../nbs/00_config.ipynb #65f751ca
+# %% ../nbs/00_config.ipynb #decd0e22
 @dataclass(frozen=True)
 class TransformerConfig:
     "The block-causal transformer (section 3.2)"
@@ -71,7 +71,7 @@ class TransformerConfig:
             if getattr(self,k) is None: object.__setattr__(self, k, v)
         if self.width%self.heads: raise ValueError(f"width {self.width} cannot be shared by {self.heads} heads: make width a multiple of heads")
 
-# %% ../nbs/00_config.ipynb #c7595d95
+# %% ../nbs/00_config.ipynb #3d6b655f
 @dataclass(frozen=True)
 class TrainConfig:
     "Optimisation of the tokenizer or of the transformer"
@@ -100,7 +100,7 @@ class TrainConfig:
         "Length of the run in steps"
         return self.steps or max(1, int(self.epochs*n/self.batch_size))
 
-# %% ../nbs/00_config.ipynb #8231683a
+# %% ../nbs/00_config.ipynb #5c539249
 @dataclass(frozen=True)
 class SampleConfig:
     "How tokens are drawn from the logits"
@@ -110,7 +110,7 @@ class SampleConfig:
     top_p:float=0. # keep the smallest set of codes with this probability; 0 keeps all
     temperature:float=1. # logits are divided by it
 
-# %% ../nbs/00_config.ipynb #7b0cf878
+# %% ../nbs/00_config.ipynb #e3f5fdc2
 @dataclass(frozen=True)
 class Experiment:
     "One row: tokenizer, transformer, and how to train and sample"
@@ -132,7 +132,7 @@ def experiment(name:str, # what the row is called
     shared = {k:getattr(tokenizer,k) for k in ('scales','codebook_size','latent_dim')}
     return Experiment(name, tokenizer, train_tokenizer, TransformerConfig(**shared, **transformer), train, sample)
 
-# %% ../nbs/00_config.ipynb #b2d85b78
+# %% ../nbs/00_config.ipynb #41ce385a
 paper_scales = (1,2,3,4,5,6,8,10,13,16)
 tiny_tok  = TokenizerConfig(32, (1,2,4,8), codebook_size=128, latent_dim=8, width=16, multipliers=(1,1,2), groups=4)
 small_tok = TokenizerConfig(32, (1,2,3,4,6,8), codebook_size=512, latent_dim=16, width=32, multipliers=(1,2,4), groups=8, beta=.02)
@@ -147,16 +147,16 @@ paper_tok_run = TrainConfig(epochs=200, batch_size=1024, lr=2.4e-4, final_lr=5e-
 paper_run     = TrainConfig(epochs=350, batch_size=768, lr=8e-5*3, final_lr=.01, schedule='linear', clip=2., ema=.9999, flip=False)
 paper_sample  = SampleConfig(cfg_scale=4.5, top_k=990)
 
-# %% ../nbs/00_config.ipynb #4c4e6366
+# %% ../nbs/00_config.ipynb #a4a8fbbc
 _rows = [#          name       tokenizer  tokenizer's run  run        sampling       transformer
     experiment('tiny',     tiny_tok,  tiny_run,       tiny_run,  SampleConfig(), depth=2),
-    experiment('small',    small_tok, small_tok_run,  small_run, SampleConfig(), depth=4),
+    experiment('small',    small_tok, small_tok_run,  small_run, SampleConfig(cfg_scale=2.5), depth=4),
     *[experiment(f'nfig_d{d}', paper_tok, paper_tok_run, paper_run, paper_sample, classes=1000, depth=d, gamma_init=1e-4) for d in (16,20,24,30)],
     *[experiment(f'var_d{d}',  var_tok,   paper_tok_run, paper_run, paper_sample, classes=1000, depth=d) for d in (16,20,24,30)],
 ]
 presets = {e.name:e for e in _rows}
 
-# %% ../nbs/00_config.ipynb #86867084
+# %% ../nbs/00_config.ipynb #e277406e
 def did_you_mean(name:str, # what was given
     known, # what there is
     kind:str='preset', # what it is called in the message
@@ -167,7 +167,7 @@ def did_you_mean(name:str, # what was given
     more = f" … and {len(known)-20} more" if len(known)>20 else ''
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known[:20])}{more}"
 
-# %% ../nbs/00_config.ipynb #cc2784a7
+# %% ../nbs/00_config.ipynb #b93dd24d
 def get_preset(name:str, # a key of `presets`
     **changes, # fields of any of its configs to replace, as tokenizer=dict(width=64)
 )->Experiment:
@@ -176,7 +176,24 @@ def get_preset(name:str, # a key of `presets`
     e = presets[name]
     return replace(e, **{k:replace(getattr(e,k), **v) for k,v in changes.items()})
 
-# %% ../nbs/00_config.ipynb #71ea3d1f
+# %% ../nbs/00_config.ipynb #94bdf75c
+def scales_for(side:int, # side of the latent
+)->tuple: # growing sides from 1 to `side`
+    "Grids that grow as the paper's do: by one at first, then by about 28 %"
+    out = [1]
+    while out[-1]<side: out.append(min(side, max(out[-1]+1, round(1.28*out[-1]))))
+    return tuple(out)
+
+def resized(cfg:TokenizerConfig, # a tokenizer for one size
+    size:int, # side of the images it shall take, pixels
+)->TokenizerConfig:
+    "The same tokenizer for images of another side; ValueError if its halvings do not divide it"
+    if size==cfg.image_size: return cfg
+    factor = cfg.image_size//cfg.side
+    if size<factor or size%factor: raise ValueError(f"images of side {size} asked for, but this tokenizer shrinks them by {factor}: choose a multiple of {factor}")
+    return replace(cfg, image_size=size, scales=scales_for(size//factor))
+
+# %% ../nbs/00_config.ipynb #d0c553d2
 def to_dict(cfg)->dict: # any dataclass above
     "Plain data, ready for JSON"
     return asdict(cfg)
@@ -202,7 +219,7 @@ def load_config(cls, # the dataclass to build
     "Read what `save_config` wrote"
     return from_dict(cls, json.loads(Path(path).read_text()))
 
-# %% ../nbs/00_config.ipynb #0b887c9d
+# %% ../nbs/00_config.ipynb #7303aad5
 _declared = [] # the declarations last only as long as their Library object: keep it
 
 def _declare_torchvision_ops():

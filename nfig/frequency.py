@@ -7,12 +7,12 @@ __all__ = ['divisions', 'radius', 'square_radius', 'check_scales', 'band_edges',
            'apply_masks', 'decompose', 'compose', 'low_pass', 'power_spectrum', 'centred_radius', 'radial_profile',
            'fit_power_law', 'energy_edges']
 
-# %% ../nbs/01_frequency.ipynb #a64ccf42
+# %% ../nbs/01_frequency.ipynb #66bd293f
 import math,torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/01_frequency.ipynb #9adc9507
+# %% ../nbs/01_frequency.ipynb #ff62d08d
 def radius(h:int, # rows of the grid
     w:int=None, # columns; h if not given
 )->Tensor: # (h, w//2+1) cycles per longer side, laid out as `torch.fft.rfft2` does
@@ -31,7 +31,7 @@ def square_radius(h:int, # rows of the grid
     v = torch.fft.rfftfreq(w, dtype=torch.float64)[None]*side
     return torch.maximum(u.expand(h,w//2+1), v.expand(h,w//2+1))
 
-# %% ../nbs/01_frequency.ipynb #e2cb9b29
+# %% ../nbs/01_frequency.ipynb #575382f1
 def check_scales(scales # sides of the token grids
 )->tuple: # the same, as a tuple of ints
     "ValueError unless `scales` is a growing list of positive sides"
@@ -40,7 +40,7 @@ def check_scales(scales # sides of the token grids
         raise ValueError(f"scales {list(scales)} should be positive and growing, as (1,2,3,4,6,8)")
     return s
 
-# %% ../nbs/01_frequency.ipynb #d9875573
+# %% ../nbs/01_frequency.ipynb #d233edb6
 divisions = ('paper','area','nyquist')
 
 def band_edges(scales, # sides of the token grids, growing
@@ -56,7 +56,7 @@ def band_edges(scales, # sides of the token grids, growing
     if division=='nyquist': return torch.cat([s2[:-1].sqrt()/2, top[None]])
     raise ValueError(f"unknown division {division!r}: choose one of {', '.join(divisions)}, or fit `energy_edges` to your latents")
 
-# %% ../nbs/01_frequency.ipynb #45e2f8b8
+# %% ../nbs/01_frequency.ipynb #ce64d818
 def low_masks(scales, # sides of the token grids, growing
     h:int, # rows of the latent
     w:int=None, # columns; h if not given
@@ -73,7 +73,7 @@ def low_masks(scales, # sides of the token grids, growing
     low[-1] = True     # the last band ends with the fastest wave, however it was rounded
     return low
 
-# %% ../nbs/01_frequency.ipynb #59ec684c
+# %% ../nbs/01_frequency.ipynb #94c7fc40
 def band_masks(scales, # sides of the token grids, growing
     h:int, # rows of the latent
     w:int=None, # columns; h if not given
@@ -92,7 +92,7 @@ def bin_counts(masks:Tensor, # (n, h, w//2+1) masks in rfft layout
     if w%2==0: twice[-1] = 1
     return (masks*twice).sum((-2,-1))
 
-# %% ../nbs/01_frequency.ipynb #b1d98d29
+# %% ../nbs/01_frequency.ipynb #7e0125bc
 def apply_masks(f:Tensor, # (B,C,h,w) features
     masks:Tensor, # (n, h, w//2+1) masks
 )->Tensor: # (n,B,C,h,w) what each mask lets through
@@ -103,7 +103,7 @@ def apply_masks(f:Tensor, # (B,C,h,w) features
         spec = torch.fft.rfft2(f.float())
         return torch.fft.irfft2(spec*masks[:,None,None], s=(h,w))
 
-# %% ../nbs/01_frequency.ipynb #5361caa0
+# %% ../nbs/01_frequency.ipynb #c90ca262
 def decompose(f:Tensor, # (B,C,h,w) features
     masks:Tensor, # (n, h, w//2+1) from `band_masks`
 )->Tensor: # (n,B,C,h,w) components, slow to fast
@@ -117,7 +117,7 @@ def compose(bands, # components (B,C,h_i,w_i), slow to fast, of equal or growing
     same = [b if b.shape[-2:]==size else F.interpolate(b, size=size, mode='bicubic', align_corners=False) for b in bands]
     return sum(same[1:], same[0])
 
-# %% ../nbs/01_frequency.ipynb #1e90d249
+# %% ../nbs/01_frequency.ipynb #c4f961b9
 def low_pass(f:Tensor, # (B,C,h,w) features
     r:float, # largest DFT radius kept, cycles per longer side
 )->Tensor: # same shape
@@ -125,14 +125,14 @@ def low_pass(f:Tensor, # (B,C,h,w) features
     h,w = f.shape[-2:]
     return apply_masks(f, (radius(h,w)<=r)[None].to(f.device))[0]
 
-# %% ../nbs/01_frequency.ipynb #3fb7dbdc
+# %% ../nbs/01_frequency.ipynb #ff9ac0a8
 def power_spectrum(x:Tensor, # (...,h,w) images or latents
 )->Tensor: # (...,h,w) power of every wave, slow ones in the middle
     "Power spectrum (appendix A.3), scaled so that it sums to the mean square of `x`"
     h,w = x.shape[-2:]
     return torch.fft.fftshift(torch.fft.fft2(x.float()).abs()**2, dim=(-2,-1))/(h*w)**2
 
-# %% ../nbs/01_frequency.ipynb #6fabbba5
+# %% ../nbs/01_frequency.ipynb #7cd8a038
 def centred_radius(h:int, # rows
     w:int=None, # columns; h if not given
 )->Tensor: # (h,w) cycles per longer side
@@ -151,7 +151,7 @@ def radial_profile(power:Tensor, # (...,h,w) from `power_spectrum`
     total = flat.new_zeros(*flat.shape[:-1], n).index_add_(-1, ring, flat)
     return torch.arange(n), total/ring.bincount(minlength=n).clamp(min=1)
 
-# %% ../nbs/01_frequency.ipynb #e9ae2920
+# %% ../nbs/01_frequency.ipynb #427365c4
 def fit_power_law(freq:Tensor, # (R,) cycles
     power:Tensor, # (R,) mean power at each
     lo:float=2, # lowest frequency used, cycles
@@ -163,7 +163,7 @@ def fit_power_law(freq:Tensor, # (R,) cycles
     slope = ((x-x.mean())*(y-y.mean())).sum()/((x-x.mean())**2).sum()
     return -slope.item(), (y.mean()-slope*x.mean()).exp().item()
 
-# %% ../nbs/01_frequency.ipynb #0488d7cc
+# %% ../nbs/01_frequency.ipynb #73b6e730
 def energy_edges(f:Tensor, # (N,C,h,w) latents of the data
     scales, # sides of the token grids, growing
 )->Tensor: # (n,) upper edges, cycles
