@@ -6,14 +6,14 @@
 __all__ = ['friendly', 'overrule', 'train_tokenizer', 'find_in', 'data_of', 'train_nfig', 'load_pipeline', 'parse_labels',
            'sample', 'nearest', 'demo_pictures', 'demo', 'small_photos', 'tokenizer_pictures']
 
-# %% ../nbs/19_cli.ipynb #4ed85a68
+# %% ../nbs/19_cli.ipynb #e275ee3c
 import functools,json,sys
 from dataclasses import fields,replace
 from pathlib import Path
 from fastcore.script import call_parse,store_false
 from .config import get_preset,resized
 
-# %% ../nbs/19_cli.ipynb #c9a6364b
+# %% ../nbs/19_cli.ipynb #e20b2c30
 def friendly(f # a command
 ): # the command
     "Print the errors that a user can mend as one sentence; interrupting says how to go on"
@@ -24,7 +24,7 @@ def friendly(f # a command
         except KeyboardInterrupt: print('stopped; the same command continues from the last checkpoint', file=sys.stderr); sys.exit(130)
     return run
 
-# %% ../nbs/19_cli.ipynb #5a9aeec4
+# %% ../nbs/19_cli.ipynb #3f13028b
 def overrule(cfg, # a frozen config
     **given, # new values; None keeps the preset's
 ): # the config, changed
@@ -33,7 +33,7 @@ def overrule(cfg, # a frozen config
     if 'epochs' in given and 'steps' not in given: given['steps'] = 0
     return replace(cfg, **given)
 
-# %% ../nbs/19_cli.ipynb #b4f656cd
+# %% ../nbs/19_cli.ipynb #eb283b99
 @call_parse
 @friendly
 def train_tokenizer(
@@ -66,7 +66,7 @@ def train_tokenizer(
     train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #2bc53a34
+# %% ../nbs/19_cli.ipynb #1f6eb8c4
 def find_in(folder, # what the user gave
     name:str, # 'tokenizer' or 'pipeline'
 )->Path: # the folder with config.json and model.safetensors
@@ -85,7 +85,7 @@ def data_of(tokenizer, # run folder, or the tokenizer folder in it
         if (d/'config.json').exists() and (found := json.loads((d/'config.json').read_text()).get('data')): return found
     raise ValueError(f"{tokenizer} does not say what it was trained on: give --data")
 
-# %% ../nbs/19_cli.ipynb #9b6007b2
+# %% ../nbs/19_cli.ipynb #d716c383
 @call_parse
 @friendly
 def train_nfig(
@@ -117,7 +117,7 @@ def train_nfig(
     train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #1c1c57ce
+# %% ../nbs/19_cli.ipynb #adf1edec
 def load_pipeline(model:str # bundled name, pipeline folder, or run folder of nfig_train
 ): # NFIGPipeline
     "A pipeline by name or place"
@@ -130,7 +130,7 @@ def parse_labels(labels:str, # 'cat,3', or '' for all
     "Names or numbers between commas; all classes if empty"
     return [int(o) if o.isdigit() and o not in classes else o for o in (p.strip() for p in labels.split(','))] if labels else list(range(len(classes)))
 
-# %% ../nbs/19_cli.ipynb #dd540dc0
+# %% ../nbs/19_cli.ipynb #7a64963d
 @call_parse
 @friendly
 def sample(
@@ -153,7 +153,7 @@ def sample(
     save_images(x, folder/'grid.png', ncols=n, zoom=2)
     print(f'{len(x)} images and grid.png in {folder}')
 
-# %% ../nbs/19_cli.ipynb #5a6aac77
+# %% ../nbs/19_cli.ipynb #255f844e
 def nearest(x, # (B,3,H,H) images in [-1,1]
     data, # `ImageData` to search
     k:int=3, # neighbours of each
@@ -165,19 +165,21 @@ def nearest(x, # (B,3,H,H) images in [-1,1]
     d = torch.minimum(*(torch.cdist(x.flatten(1), v.flatten(1)) for v in (all_, all_.flip(-1))))
     return all_[d.topk(k, largest=False).indices]
 
-# %% ../nbs/19_cli.ipynb #e8544f79
+# %% ../nbs/19_cli.ipynb #e820ea85
 def demo_pictures(name:str, # a bundled checkpoint
     folder:Path, # where the pictures go
     seed:int, # of the samples
 )->list: # paths
     "Samples, growth with spectra, and for Fashion-MNIST reconstructions and neighbours"
+    import torch
     from nfig.data import load_data,to_float
     from nfig import show
     pipe = load_pipeline(name); classes = list(range(len(pipe.classes))); done = []
     def keep(fig, what): done.append(folder/f'{name}-{what}.png'); show.save_figure(fig, done[-1])
     x = pipe(classes, n=10, seed=seed)
     keep(show.show_images(x, ncols=10, titles=[c if i==0 else '' for c in pipe.classes for i in range(10)], size=.8), 'samples')
-    some = classes[::-3][:3]; grown = pipe.partials(some, seed=seed)
+    some = classes[::-3][:3]; alone = [pipe.partials(c, seed=seed+10*c) for c in some]   # the first image of each row of samples
+    grown = [torch.cat(stage) for stage in zip(*alone)]
     keep(show.growth_figure(grown, stages=range(1,len(grown)+1) if len(grown)<7 else None, names=[pipe.classes[i] for i in some]), 'growth')
     if name!='fashion-mnist': return done
     data = load_data('fashion-mnist-5k'); real = to_float(data.__getitems__(list(range(100,5000,600))[:8])[0])
@@ -185,7 +187,7 @@ def demo_pictures(name:str, # a bundled checkpoint
     keep(show.neighbours_figure(x[::10], nearest(x[::10],data), names=pipe.classes), 'neighbours')
     return done
 
-# %% ../nbs/19_cli.ipynb #151dcce6
+# %% ../nbs/19_cli.ipynb #47b8272c
 @call_parse
 @friendly
 def demo(
@@ -202,7 +204,7 @@ def demo(
     for path in tokenizer_pictures(folder): print(path)
     print(f'open the pictures in {folder.resolve()}')
 
-# %% ../nbs/19_cli.ipynb #86c9fa01
+# %% ../nbs/19_cli.ipynb #e9e8451d
 def small_photos(side:int=32, # pixels
 ): # (8,3,side,side) images in [-1,1]
     "Four photographs of scikit-image, whole and their middle"
