@@ -6,25 +6,26 @@
 __all__ = ['friendly', 'overrule', 'train_tokenizer', 'find_in', 'data_of', 'train_nfig', 'load_pipeline', 'parse_labels',
            'sample', 'nearest', 'demo_pictures', 'demo', 'small_photos', 'tokenizer_pictures']
 
-# %% ../nbs/19_cli.ipynb #e275ee3c
+# %% ../nbs/19_cli.ipynb #5a56e46a
 import functools,json,sys
 from dataclasses import fields,replace
 from pathlib import Path
 from fastcore.script import call_parse,store_false
 from .config import get_preset,resized
 
-# %% ../nbs/19_cli.ipynb #e20b2c30
+# %% ../nbs/19_cli.ipynb #c2deb6fa
 def friendly(f # a command
 ): # the command
     "Print the errors that a user can mend as one sentence; interrupting says how to go on"
     @functools.wraps(f)
     def run(*args, **kwargs):
+        "The command, with its errors made friendly"
         try: return f(*args, **kwargs)
         except (ValueError,OSError,ImportError,FloatingPointError) as e: print(f'error: {e}', file=sys.stderr); sys.exit(1)
         except KeyboardInterrupt: print('stopped; the same command continues from the last checkpoint', file=sys.stderr); sys.exit(130)
     return run
 
-# %% ../nbs/19_cli.ipynb #3f13028b
+# %% ../nbs/19_cli.ipynb #b55dfcd1
 def overrule(cfg, # a frozen config
     **given, # new values; None keeps the preset's
 ): # the config, changed
@@ -33,7 +34,7 @@ def overrule(cfg, # a frozen config
     if 'epochs' in given and 'steps' not in given: given['steps'] = 0
     return replace(cfg, **given)
 
-# %% ../nbs/19_cli.ipynb #eb283b99
+# %% ../nbs/19_cli.ipynb #2f9783c4
 @call_parse
 @friendly
 def train_tokenizer(
@@ -66,7 +67,7 @@ def train_tokenizer(
     train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #1f6eb8c4
+# %% ../nbs/19_cli.ipynb #2f207cab
 def find_in(folder, # what the user gave
     name:str, # 'tokenizer' or 'pipeline'
 )->Path: # the folder with config.json and model.safetensors
@@ -85,7 +86,7 @@ def data_of(tokenizer, # run folder, or the tokenizer folder in it
         if (d/'config.json').exists() and (found := json.loads((d/'config.json').read_text()).get('data')): return found
     raise ValueError(f"{tokenizer} does not say what it was trained on: give --data")
 
-# %% ../nbs/19_cli.ipynb #d716c383
+# %% ../nbs/19_cli.ipynb #b3a35d98
 @call_parse
 @friendly
 def train_nfig(
@@ -117,7 +118,7 @@ def train_nfig(
     train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
-# %% ../nbs/19_cli.ipynb #adf1edec
+# %% ../nbs/19_cli.ipynb #460db2b7
 def load_pipeline(model:str # bundled name, pipeline folder, or run folder of nfig_train
 ): # NFIGPipeline
     "A pipeline by name or place"
@@ -130,7 +131,7 @@ def parse_labels(labels:str, # 'cat,3', or '' for all
     "Names or numbers between commas; all classes if empty"
     return [int(o) if o.isdigit() and o not in classes else o for o in (p.strip() for p in labels.split(','))] if labels else list(range(len(classes)))
 
-# %% ../nbs/19_cli.ipynb #7a64963d
+# %% ../nbs/19_cli.ipynb #ae522155
 @call_parse
 @friendly
 def sample(
@@ -153,7 +154,7 @@ def sample(
     save_images(x, folder/'grid.png', ncols=n, zoom=2)
     print(f'{len(x)} images and grid.png in {folder}')
 
-# %% ../nbs/19_cli.ipynb #255f844e
+# %% ../nbs/19_cli.ipynb #c16106dc
 def nearest(x, # (B,3,H,H) images in [-1,1]
     data, # `ImageData` to search
     k:int=3, # neighbours of each
@@ -165,7 +166,7 @@ def nearest(x, # (B,3,H,H) images in [-1,1]
     d = torch.minimum(*(torch.cdist(x.flatten(1), v.flatten(1)) for v in (all_, all_.flip(-1))))
     return all_[d.topk(k, largest=False).indices]
 
-# %% ../nbs/19_cli.ipynb #e820ea85
+# %% ../nbs/19_cli.ipynb #48c9e655
 def demo_pictures(name:str, # a bundled checkpoint
     folder:Path, # where the pictures go
     seed:int, # of the samples
@@ -187,7 +188,7 @@ def demo_pictures(name:str, # a bundled checkpoint
     keep(show.neighbours_figure(x[::10], nearest(x[::10],data), names=pipe.classes), 'neighbours')
     return done
 
-# %% ../nbs/19_cli.ipynb #47b8272c
+# %% ../nbs/19_cli.ipynb #5e333bfa
 @call_parse
 @friendly
 def demo(
@@ -204,7 +205,7 @@ def demo(
     for path in tokenizer_pictures(folder): print(path)
     print(f'open the pictures in {folder.resolve()}')
 
-# %% ../nbs/19_cli.ipynb #e9e8451d
+# %% ../nbs/19_cli.ipynb #ed3979d1
 def small_photos(side:int=32, # pixels
 ): # (8,3,side,side) images in [-1,1]
     "Four photographs of scikit-image, whole and their middle"
@@ -212,6 +213,7 @@ def small_photos(side:int=32, # pixels
     from skimage import data
     from nfig.images import to_float
     def middle(a, share):
+        "The middle square of an image, as a batch of one"
         n = int(min(a.shape[:2])*share); t,l = (a.shape[0]-n)//2,(a.shape[1]-n)//2
         x = to_float(torch.from_numpy(a[t:t+n,l:l+n].copy()).permute(2,0,1)[None])
         return torch.nn.functional.interpolate(x, size=side, mode='area')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weights_hash', 'encode_all', 'token_cache', 'TransformerTask', 'train_nfig', 'publish']
 
-# %% ../nbs/14_train_nfig.ipynb #c2bbbf6b
+# %% ../nbs/14_train_nfig.ipynb #e07dc772
 import hashlib,math,torch
 import torch.nn.functional as F
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .tokenizer import FRVAE
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,pick_device,save_grid
 from .transformer import NFIGTransformer
 
-# %% ../nbs/14_train_nfig.ipynb #0afc832f
+# %% ../nbs/14_train_nfig.ipynb #21d48256
 def weights_hash(model:nn.Module # any model
 )->str: # 16 hex digits
     "A fingerprint of a model's weights"
@@ -32,7 +32,7 @@ def weights_hash(model:nn.Module # any model
         h.update(k.encode()); h.update(v.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/14_train_nfig.ipynb #ba892a39
+# %% ../nbs/14_train_nfig.ipynb #90bf8ae1
 @torch.no_grad()
 def encode_all(tokenizer:FRVAE, # trained, in eval mode
     data:ImageData, # images
@@ -49,7 +49,7 @@ def encode_all(tokenizer:FRVAE, # trained, in eval mode
         with autocast(dev, amp): rows.append(torch.stack([torch.cat(tokenizer.encode(v),1).short().cpu() for v in views]))
     return torch.cat(rows, 1)
 
-# %% ../nbs/14_train_nfig.ipynb #ea3594d1
+# %% ../nbs/14_train_nfig.ipynb #88b3bbed
 def token_cache(path, # .safetensors file to read or write
     tokenizer:FRVAE, # trained, in eval mode
     data:ImageData, # images
@@ -65,7 +65,7 @@ def token_cache(path, # .safetensors file to read or write
     save_file(dict(tokens=tokens), tmp, metadata=made); tmp.replace(path)
     return tokens
 
-# %% ../nbs/14_train_nfig.ipynb #2f66f51b
+# %% ../nbs/14_train_nfig.ipynb #5005c715
 class TransformerTask:
     "What `training.fit` needs to train an `NFIGTransformer`"
     def __init__(self, pipe:NFIGPipeline, # trained tokenizer, new transformer, class names
@@ -80,7 +80,7 @@ class TransformerTask:
         self.opt,self.ema,self.order = adamw(self.model,cfg), EMA(self.model,cfg.ema), None
         self.split = [s*s for s in self.q.scales]
 
-# %% ../nbs/14_train_nfig.ipynb #27ff4ebe
+# %% ../nbs/14_train_nfig.ipynb #903cbddb
 @patch
 def loss(self:TransformerTask, model:nn.Module, # transformer
     tokens:Tensor, # (B,L) int16
@@ -93,7 +93,7 @@ def loss(self:TransformerTask, model:nn.Module, # transformer
     ce = F.cross_entropy(logits.float().transpose(1,2), t, reduction='none', label_smoothing=self.cfg.label_smooth)   # (B,L)
     return ce.mean(), torch.stack([o.mean() for o in ce.detach().split(self.split,1)])
 
-# %% ../nbs/14_train_nfig.ipynb #92df2228
+# %% ../nbs/14_train_nfig.ipynb #ab7a83fe
 @patch
 def step(self:TransformerTask, k:int # step, from 0
 )->dict: # numbers for the log
@@ -108,7 +108,7 @@ def step(self:TransformerTask, k:int # step, from 0
     self.opt.step(); self.ema.update(self.model, k)
     return dict(loss=loss, stage_loss=stages, grad_norm=norm, lr=lr)
 
-# %% ../nbs/14_train_nfig.ipynb #fc39f049
+# %% ../nbs/14_train_nfig.ipynb #6c8803ed
 @patch
 def state(self:TransformerTask)->dict:
     "Everything that a resumed run needs"
@@ -125,7 +125,7 @@ def averaged(self:TransformerTask)->NFIGPipeline:
     "The pipeline with the averaged transformer"
     return NFIGPipeline(self.pipe.tokenizer, self.ema.model, self.pipe.classes, self.pipe.sample)
 
-# %% ../nbs/14_train_nfig.ipynb #4802058b
+# %% ../nbs/14_train_nfig.ipynb #1ddfd2ad
 @patch
 @torch.no_grad()
 def preview(self:TransformerTask, folder:Path, # where pictures go
@@ -145,7 +145,7 @@ def finish(self:TransformerTask, folder:Path # the run's
     "The pipeline, ready to be loaded"
     self.averaged().save_pretrained(folder/'pipeline')
 
-# %% ../nbs/14_train_nfig.ipynb #c47a8a1f
+# %% ../nbs/14_train_nfig.ipynb #627e2750
 def train_nfig(e:Experiment, # transformer, its training and sampling
     tokenizer:FRVAE, # trained
     data:ImageData, # training images
@@ -170,7 +170,7 @@ def train_nfig(e:Experiment, # transformer, its training and sampling
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.averaged()
 
-# %% ../nbs/14_train_nfig.ipynb #654ee189
+# %% ../nbs/14_train_nfig.ipynb #cb7127d6
 def publish(tokenizer_run, # run folder of the tokenizer
     run, # run folder of the transformer
     folder, # where the pipeline goes
