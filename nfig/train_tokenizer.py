@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Critic', 'TokenizerTask', 'psnr', 'train_tokenizer']
 
-# %% ../nbs/13_train_tokenizer.ipynb #9f2c8ee9
+# %% ../nbs/13_train_tokenizer.ipynb #362b82b5
 import math,torch
 from fastcore.basics import patch
 from pathlib import Path
@@ -19,7 +19,7 @@ from .quantizer import codebook_stats,refresh_codebook
 from .tokenizer import FRVAE,build_tokenizer
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,pick_device,save_grid
 
-# %% ../nbs/13_train_tokenizer.ipynb #6eb11e52
+# %% ../nbs/13_train_tokenizer.ipynb #b4d5bae5
 class Critic:
     "The adversarial part of Eq. 10: a discriminator, its optimiser, and when it starts"
     def __init__(self, cfg:TrainConfig, # gan, gan_start, lr
@@ -39,7 +39,7 @@ class Critic:
         loss = hinge_g_loss(self.model(diff_augment(x_hat)))
         return self.cfg.gan*adaptive_weight(rec, loss, last)*loss
 
-# %% ../nbs/13_train_tokenizer.ipynb #e9d240a7
+# %% ../nbs/13_train_tokenizer.ipynb #d264a2d2
 @patch
 def learn(self:Critic, x:Tensor, # (B,3,H,H) images
     x_hat:Tensor, # (B,3,H,H) their reconstructions
@@ -51,7 +51,7 @@ def learn(self:Critic, x:Tensor, # (B,3,H,H) images
     self.opt.zero_grad(); loss.backward(); self.opt.step()
     return loss.detach()
 
-# %% ../nbs/13_train_tokenizer.ipynb #46d06114
+# %% ../nbs/13_train_tokenizer.ipynb #b5e95a8c
 class TokenizerTask:
     "What `training.fit` needs to train an FR-VAE"
     refresh_every = 20   # steps between looks for dead codes
@@ -74,7 +74,7 @@ class TokenizerTask:
         x = to_float(next(self.batches)[0].to(self.device))
         return (random_flip(x) if self.cfg.flip else x).contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/13_train_tokenizer.ipynb #be81352c
+# %% ../nbs/13_train_tokenizer.ipynb #821990bd
 def psnr(x_hat:Tensor, # (B,3,H,W) in [-1,1]
     x:Tensor, # the same shape
 )->Tensor: # dB
@@ -96,7 +96,7 @@ def losses(self:TokenizerTask, x:Tensor, # (B,3,H,H) images
 def last_layer(self:TokenizerTask)->nn.Parameter: # the weights that turn features into pixels, of either decoder
     return getattr(self.model.decoder, 'conv_out', getattr(self.model.decoder, 'out', None)).weight
 
-# %% ../nbs/13_train_tokenizer.ipynb #d56bdc44
+# %% ../nbs/13_train_tokenizer.ipynb #aeacf61f
 @patch
 @torch.no_grad()
 def refresh(self:TokenizerTask, x:Tensor # (B,3,H,H) images
@@ -123,7 +123,7 @@ def step(self:TokenizerTask, k:int # step, from 0
     used,perplexity = codebook_stats(self.model.quantizer.codebook.usage)
     return dict(loss=loss, **terms, psnr=psnr(x_hat,x), grad_norm=norm, lr=lr, stage_error=z.errors, codes_used=used, perplexity=perplexity)
 
-# %% ../nbs/13_train_tokenizer.ipynb #cc315789
+# %% ../nbs/13_train_tokenizer.ipynb #7f71defe
 @patch
 def state(self:TokenizerTask)->dict:
     "Everything that a resumed run needs"
@@ -146,7 +146,7 @@ def preview(self:TokenizerTask, folder:Path, k:int):
 @patch
 def finish(self:TokenizerTask, folder:Path): self.ema.model.save_pretrained(folder/'tokenizer')
 
-# %% ../nbs/13_train_tokenizer.ipynb #f0a58bcb
+# %% ../nbs/13_train_tokenizer.ipynb #76e77646
 def train_tokenizer(e:Experiment, # tokenizer and its training
     data:ImageData, # training images
     folder, # run folder; an unfinished run in it is continued
