@@ -7,7 +7,7 @@ __all__ = ['assets', 'guidance_weight', 'guide', 'filter_logits', 'uniforms', 's
            'generate_stages', 'generate', 'label_ids', 'to_pil', 'NFIGPipeline', 'read_config', 'load_transformer',
            'bundled', 'load_pipeline']
 
-# %% ../nbs/08_generate.ipynb #b2eb3b0e
+# %% ../nbs/08_generate.ipynb #689bad82
 import json,nfig,torch
 from dataclasses import asdict,replace
 from fastcore.basics import patch
@@ -20,7 +20,7 @@ from .quantizer import ResidualQuantizer
 from .tokenizer import FRVAE,load_weights,read_weights,write_folder
 from .transformer import NFIGTransformer
 
-# %% ../nbs/08_generate.ipynb #59fe0685
+# %% ../nbs/08_generate.ipynb #88153612
 def guidance_weight(cfg_scale:float, # guidance at the last stage
     i:int, # stage, from 0
     n:int, # stages
@@ -38,7 +38,7 @@ def guide(logits:Tensor, # (2B,m,K): with class, then without
     c,u = logits.chunk(2)
     return c + t*(c-u)
 
-# %% ../nbs/08_generate.ipynb #7ba4a48b
+# %% ../nbs/08_generate.ipynb #1ae9f0e8
 def filter_logits(logits:Tensor, # (...,K)
     top_k:int=0, # keep the k likeliest codes; 0 keeps all
     top_p:float=0., # keep the smallest set of codes with this probability; 0 keeps all
@@ -54,7 +54,7 @@ def filter_logits(logits:Tensor, # (...,K)
         best = best.masked_fill(before>=top_p, float('inf'))                               # these are not kept
     return logits.masked_fill(logits<best.amin(-1,keepdim=True), float('-inf'))
 
-# %% ../nbs/08_generate.ipynb #72923ba9
+# %% ../nbs/08_generate.ipynb #fd009b28
 def uniforms(seeds, # an integer for each image
     length:int, # tokens L
     device=None, # where they are needed
@@ -71,7 +71,7 @@ def sample_tokens(logits:Tensor, # (B,m,K)
     x = torch.minimum(u[...,None]*total, torch.nextafter(total,torch.zeros_like(total)))   # stays below the total
     return torch.searchsorted(cdf, x, right=True)[...,0]
 
-# %% ../nbs/08_generate.ipynb #4895abe9
+# %% ../nbs/08_generate.ipynb #7504837f
 def check_sample(s:SampleConfig # settings
 ):
     "ValueError if a setting has no meaning"
@@ -87,7 +87,7 @@ def choose(logits:Tensor, # (B,m,K)
     if sample.top_k==1: return logits.argmax(-1)
     return sample_tokens(filter_logits(logits, sample.top_k, sample.top_p, sample.temperature), u)
 
-# %% ../nbs/08_generate.ipynb #7be4148c
+# %% ../nbs/08_generate.ipynb #ef886c73
 @torch.no_grad()
 def generate_stages(transformer:NFIGTransformer, # in eval mode
     quantizer:ResidualQuantizer, # the one it was trained with
@@ -112,13 +112,13 @@ def generate_stages(transformer:NFIGTransformer, # in eval mode
         return choose(logits, sample, u[i])
     yield from quantizer.stages(pick, B)
 
-# %% ../nbs/08_generate.ipynb #a62aadc3
+# %% ../nbs/08_generate.ipynb #37830b50
 def generate(transformer, quantizer, labels:Tensor, sample:SampleConfig=SampleConfig(), seeds=None, # as above
 )->list: # n tensors (B,s_i^2) int64
     "The tokens of new images"
     return [st.tokens for st in generate_stages(transformer, quantizer, labels, sample, seeds)]
 
-# %% ../nbs/08_generate.ipynb #a76da73d
+# %% ../nbs/08_generate.ipynb #5645e3e9
 def label_ids(labels, # int, class name, None for no class, or a list of these
     classes, # names
 )->Tensor: # (B,) int64
@@ -143,7 +143,7 @@ def to_pil(x:Tensor # (B,3,H,W) in [-1,1]
     u8 = ((x.detach().float().cpu().clamp(-1,1)+1)*127.5).round().byte().permute(0,2,3,1)
     return [Image.fromarray(o.numpy()) for o in u8]
 
-# %% ../nbs/08_generate.ipynb #519ea06d
+# %% ../nbs/08_generate.ipynb #085570fc
 class NFIGPipeline:
     "Tokenizer, transformer and class names: from a class to images"
     def __init__(self, tokenizer:FRVAE, # trained
@@ -166,7 +166,7 @@ class NFIGPipeline:
         if bad := set(given)-set(asdict(self.sample)): raise ValueError(did_you_mean(sorted(bad)[0], asdict(self.sample), 'sampling setting'))
         return replace(self.sample, **{k:v for k,v in given.items() if v is not None})
 
-# %% ../nbs/08_generate.ipynb #bb9a7815
+# %% ../nbs/08_generate.ipynb #37aa4fba
 @patch
 def batches(self:NFIGPipeline, labels, n:int, seed:int, batch_size:int, **sample): # as for a call
     "Yields the stages (an iterator) of each batch of images"
@@ -193,7 +193,7 @@ def __call__(self:NFIGPipeline,
     "New images"
     return torch.cat([self.paint([*stages][-1].f_hat) for stages in self.batches(labels,n,seed,batch_size,**sample)])
 
-# %% ../nbs/08_generate.ipynb #bc42c6e9
+# %% ../nbs/08_generate.ipynb #76ac06a2
 @patch
 def partials(self:NFIGPipeline, labels, n:int=1, seed:int=0, batch_size:int=64, **sample, # as for a call
 )->list: # a tensor (B*n,3,H,W) for each stage
@@ -207,7 +207,7 @@ def reconstruct(self:NFIGPipeline, x:Tensor # (B,3,H,W) in [-1,1]
     "What the tokenizer makes of given images: the best that generation can do"
     return self.tokenizer.reconstruct(x.to(self.tokenizer.post_quant_conv.weight))
 
-# %% ../nbs/08_generate.ipynb #25e54381
+# %% ../nbs/08_generate.ipynb #456f78fb
 def read_config(cls, # `TransformerConfig`, or `dict` for plain JSON
     path, # a JSON file
 ): # an instance of `cls`
@@ -236,7 +236,7 @@ def load_transformer(folder # what `save_pretrained` wrote
 
 NFIGTransformer.from_pretrained = staticmethod(load_transformer)
 
-# %% ../nbs/08_generate.ipynb #a6e23818
+# %% ../nbs/08_generate.ipynb #e03229be
 assets = Path(nfig.__file__).parent/'assets'
 
 def bundled()->list: # names
@@ -265,7 +265,7 @@ def load_pipeline(folder # a folder that `save_pretrained` wrote, or the name of
 
 NFIGPipeline.from_pretrained = staticmethod(load_pipeline)
 
-# %% ../nbs/08_generate.ipynb #01aba09b
+# %% ../nbs/08_generate.ipynb #fdec2867
 @patch
 def to(self:NFIGPipeline,
     device=None, # where it shall run; stays if None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weights_hash', 'encode_all', 'token_cache', 'TransformerTask', 'train_nfig', 'publish']
 
-# %% ../nbs/14_train_nfig.ipynb #e07dc772
+# %% ../nbs/14_train_nfig.ipynb #d1c6910b
 import hashlib,math,torch
 import torch.nn.functional as F
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .tokenizer import FRVAE
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,pick_device,save_grid
 from .transformer import NFIGTransformer
 
-# %% ../nbs/14_train_nfig.ipynb #21d48256
+# %% ../nbs/14_train_nfig.ipynb #2d876a9a
 def weights_hash(model:nn.Module # any model
 )->str: # 16 hex digits
     "A fingerprint of a model's weights"
@@ -32,7 +32,7 @@ def weights_hash(model:nn.Module # any model
         h.update(k.encode()); h.update(v.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/14_train_nfig.ipynb #90bf8ae1
+# %% ../nbs/14_train_nfig.ipynb #cd170ae4
 @torch.no_grad()
 def encode_all(tokenizer:FRVAE, # trained, in eval mode
     data:ImageData, # images
@@ -40,16 +40,17 @@ def encode_all(tokenizer:FRVAE, # trained, in eval mode
     batch_size:int=256, # images at once
     amp:bool=True, # bfloat16
     progress:bool=True, # show a progress bar
-)->Tensor: # (views, N, L) int16
+)->Tensor: # (views, N, L) int16, or int32 for more than 32,768 codes
     "The tokens of every image, stages side by side"
     dev, rows = next(tokenizer.parameters()).device, []
+    kind = torch.int16 if tokenizer.config.codebook_size<=2**15 else torch.int32
     for i in tqdm(range(0,len(data),batch_size), desc='tokens', disable=not progress):
         x = to_float(data.__getitems__(list(range(i,min(i+batch_size,len(data)))))[0].to(dev))
         views = [x, x.flip(-1)] if flips else [x]
-        with autocast(dev, amp): rows.append(torch.stack([torch.cat(tokenizer.encode(v),1).short().cpu() for v in views]))
+        with autocast(dev, amp): rows.append(torch.stack([torch.cat(tokenizer.encode(v),1).to(kind).cpu() for v in views]))
     return torch.cat(rows, 1)
 
-# %% ../nbs/14_train_nfig.ipynb #88b3bbed
+# %% ../nbs/14_train_nfig.ipynb #e3d9d2a9
 def token_cache(path, # .safetensors file to read or write
     tokenizer:FRVAE, # trained, in eval mode
     data:ImageData, # images
@@ -65,7 +66,7 @@ def token_cache(path, # .safetensors file to read or write
     save_file(dict(tokens=tokens), tmp, metadata=made); tmp.replace(path)
     return tokens
 
-# %% ../nbs/14_train_nfig.ipynb #5005c715
+# %% ../nbs/14_train_nfig.ipynb #c454bed7
 class TransformerTask:
     "What `training.fit` needs to train an `NFIGTransformer`"
     def __init__(self, pipe:NFIGPipeline, # trained tokenizer, new transformer, class names
@@ -80,7 +81,7 @@ class TransformerTask:
         self.opt,self.ema,self.order = adamw(self.model,cfg), EMA(self.model,cfg.ema), None
         self.split = [s*s for s in self.q.scales]
 
-# %% ../nbs/14_train_nfig.ipynb #903cbddb
+# %% ../nbs/14_train_nfig.ipynb #38a2e771
 @patch
 def loss(self:TransformerTask, model:nn.Module, # transformer
     tokens:Tensor, # (B,L) int16
@@ -93,7 +94,7 @@ def loss(self:TransformerTask, model:nn.Module, # transformer
     ce = F.cross_entropy(logits.float().transpose(1,2), t, reduction='none', label_smoothing=self.cfg.label_smooth)   # (B,L)
     return ce.mean(), torch.stack([o.mean() for o in ce.detach().split(self.split,1)])
 
-# %% ../nbs/14_train_nfig.ipynb #ab7a83fe
+# %% ../nbs/14_train_nfig.ipynb #9c853b63
 @patch
 def step(self:TransformerTask, k:int # step, from 0
 )->dict: # numbers for the log
@@ -108,7 +109,7 @@ def step(self:TransformerTask, k:int # step, from 0
     self.opt.step(); self.ema.update(self.model, k)
     return dict(loss=loss, stage_loss=stages, grad_norm=norm, lr=lr)
 
-# %% ../nbs/14_train_nfig.ipynb #6c8803ed
+# %% ../nbs/14_train_nfig.ipynb #8b50ee30
 @patch
 def state(self:TransformerTask)->dict:
     "Everything that a resumed run needs"
@@ -125,7 +126,7 @@ def averaged(self:TransformerTask)->NFIGPipeline:
     "The pipeline with the averaged transformer"
     return NFIGPipeline(self.pipe.tokenizer, self.ema.model, self.pipe.classes, self.pipe.sample)
 
-# %% ../nbs/14_train_nfig.ipynb #1ddfd2ad
+# %% ../nbs/14_train_nfig.ipynb #9d5e7f7b
 @patch
 @torch.no_grad()
 def preview(self:TransformerTask, folder:Path, # where pictures go
@@ -145,7 +146,7 @@ def finish(self:TransformerTask, folder:Path # the run's
     "The pipeline, ready to be loaded"
     self.averaged().save_pretrained(folder/'pipeline')
 
-# %% ../nbs/14_train_nfig.ipynb #627e2750
+# %% ../nbs/14_train_nfig.ipynb #d5178f42
 def train_nfig(e:Experiment, # transformer, its training and sampling
     tokenizer:FRVAE, # trained
     data:ImageData, # training images
@@ -170,7 +171,7 @@ def train_nfig(e:Experiment, # transformer, its training and sampling
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.averaged()
 
-# %% ../nbs/14_train_nfig.ipynb #cb7127d6
+# %% ../nbs/14_train_nfig.ipynb #69505c74
 def publish(tokenizer_run, # run folder of the tokenizer
     run, # run folder of the transformer
     folder, # where the pipeline goes

@@ -6,7 +6,7 @@
 __all__ = ['lr_at', 'adamw', 'EMA', 'flatten', 'unflatten', 'replacing', 'save_state', 'load_state', 'flat_items', 'Run',
            'seed_step', 'check_finite', 'machine', 'Report', 'fit', 'save_grid', 'pick_device', 'autocast']
 
-# %% ../nbs/12_training.ipynb #06040a12
+# %% ../nbs/12_training.ipynb #dc604d06
 import json,math,os,platform,re,sys,time,torch
 from contextlib import contextmanager,suppress
 from copy import deepcopy
@@ -20,7 +20,7 @@ from torch import Tensor,nn
 from tqdm import tqdm
 from .config import TrainConfig
 
-# %% ../nbs/12_training.ipynb #1ad4333f
+# %% ../nbs/12_training.ipynb #0d60cb33
 def lr_at(step:int, # step about to be taken, from 0
     total:int, # steps of the run
     cfg:TrainConfig, # lr, final_lr, schedule, warmup
@@ -32,7 +32,7 @@ def lr_at(step:int, # step about to be taken, from 0
     down = .5*(1+math.cos(math.pi*t)) if cfg.schedule=='cosine' else 1-t
     return cfg.lr*(cfg.final_lr+(1-cfg.final_lr)*down)
 
-# %% ../nbs/12_training.ipynb #44110859
+# %% ../nbs/12_training.ipynb #7ee9b26c
 def adamw(model:nn.Module, # what is trained
     cfg:TrainConfig, # lr, betas, weight_decay
 )->torch.optim.AdamW:
@@ -41,7 +41,7 @@ def adamw(model:nn.Module, # what is trained
     groups = [dict(params=[p for p in ps if p.ndim>=2], weight_decay=cfg.weight_decay), dict(params=[p for p in ps if p.ndim<2], weight_decay=0.)]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
 
-# %% ../nbs/12_training.ipynb #2d8fbb47
+# %% ../nbs/12_training.ipynb #3ad7c2fc
 class EMA:
     "Exponential average of a model's weights; buffers are copied"
     def __init__(self, model:nn.Module, # what is averaged
@@ -57,7 +57,7 @@ class EMA:
         torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1-d)
         for a,b in zip(self.model.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/12_training.ipynb #706f5030
+# %% ../nbs/12_training.ipynb #dedca4be
 def flatten(state, # nested dicts and lists of tensors and plain values
     path:str='', # where we are
 )->tuple: # ({path: tensor}, same structure with tensors replaced by their paths)
@@ -80,7 +80,7 @@ def unflatten(structure, # from `flatten`
     if 'l' in structure: return [unflatten(s,tensors) for s in structure['l']]
     return {k:unflatten(s,tensors) for k,s in structure['d']}
 
-# %% ../nbs/12_training.ipynb #4fe76554
+# %% ../nbs/12_training.ipynb #2866800d
 @contextmanager
 def replacing(path # file to write
 ): # yields the temporary path to write to
@@ -95,7 +95,7 @@ def replacing(path # file to write
     finally:
         with suppress(OSError): tmp.unlink()
 
-# %% ../nbs/12_training.ipynb #4efed018
+# %% ../nbs/12_training.ipynb #f206f040
 def save_state(path, # file to write
     state, # nested dicts and lists of tensors and plain values
 ):
@@ -112,7 +112,7 @@ def load_state(path # file that `save_state` wrote
             return unflatten(json.loads(f.metadata()['structure']), {k:f.get_tensor(k) for k in f.keys()})
     except (SafetensorError,KeyError,TypeError) as e: raise ValueError(f"{path} is not a complete checkpoint ({e})") from e
 
-# %% ../nbs/12_training.ipynb #6a5eca74
+# %% ../nbs/12_training.ipynb #3d37637c
 def flat_items(d:dict, # nested dict
     path:str='', # where we are
 ): # yields (dotted path, value)
@@ -142,7 +142,7 @@ class Run:
 def _write(path:Path, text:str): # a small text file, as a whole or not at all
     with replacing(path) as tmp: tmp.write_text(text)
 
-# %% ../nbs/12_training.ipynb #0d43e6d4
+# %% ../nbs/12_training.ipynb #f8ec4d31
 @patch
 def log(self:Run, step:int, # steps taken
     **values, # numbers or lists of numbers
@@ -156,7 +156,7 @@ def metrics(self:Run)->list: # a dict per line
     path = self.folder/'metrics.jsonl'
     return [json.loads(l) for l in path.read_text().splitlines() if l.endswith('}')] if path.exists() else []
 
-# %% ../nbs/12_training.ipynb #34d4bbac
+# %% ../nbs/12_training.ipynb #795872be
 @patch
 def checkpoints(self:Run)->list: # paths, oldest first
     "The checkpoint files"
@@ -181,7 +181,7 @@ def latest(self:Run): # state or None
         return state
     (self.folder/'metrics.jsonl').unlink(missing_ok=True)
 
-# %% ../nbs/12_training.ipynb #71c480e1
+# %% ../nbs/12_training.ipynb #19684307
 def seed_step(seed:int, # the run's seed
     step:int, # the step about to be taken
 ):
@@ -195,7 +195,7 @@ def check_finite(values:dict, # name -> number or scalar tensor
     bad = [k for k,v in values.items() if not math.isfinite(v.item() if isinstance(v,Tensor) else v)]
     if bad: raise FloatingPointError(f"step {step}: {', '.join(bad)} not finite. The last checkpoint is unharmed: resume with a lower learning rate, a smaller clip, or without amp")
 
-# %% ../nbs/12_training.ipynb #1b590059
+# %% ../nbs/12_training.ipynb #68b40e51
 def machine()->dict: # plain data
     "What a measurement depends on beside the program"
     info = Path('/proc/cpuinfo'); names = re.findall(r'model name\s*:\s*(.*)', info.read_text()) if info.exists() else []
@@ -210,7 +210,7 @@ def note_start(self:Run, step:int # steps already taken
     command = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     with open(self.folder/'starts.jsonl','a') as f: f.write(json.dumps(dict(step=step, date=datetime.now(timezone.utc).isoformat(timespec='seconds'), command=command, **machine()))+'\n')
 
-# %% ../nbs/12_training.ipynb #da9f3a93
+# %% ../nbs/12_training.ipynb #d744adf1
 class Report:
     "Loss and speed of a run: a bar on the screen and lines in the log"
     def __init__(self, run:Run, # where it is logged
@@ -234,7 +234,7 @@ class Report:
         self.run.log(done, **values, images_per_second=round(rate,1), seconds=round(self.seconds,1))
         self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
 
-# %% ../nbs/12_training.ipynb #93fcd01d
+# %% ../nbs/12_training.ipynb #9da198cc
 def fit(task, # what is trained, see above
     run:Run, # where it is kept
     total:int, # steps
@@ -259,7 +259,7 @@ def fit(task, # what is trained, see above
     if max(start,stop)>=total and run.checkpoints(): task.finish(run.folder)
     return task
 
-# %% ../nbs/12_training.ipynb #e7e348a8
+# %% ../nbs/12_training.ipynb #dd738beb
 def save_grid(rows, # list of (B,3,H,W) images in [-1,1], one list entry a row
     path, # PNG to write
     zoom:int=2, # pixels drawn for each pixel
@@ -269,7 +269,7 @@ def save_grid(rows, # list of (B,3,H,W) images in [-1,1], one list entry a row
     u8 = ((grid.clamp(-1,1)+1)*127.5).round().byte().repeat_interleave(zoom,1).repeat_interleave(zoom,2)
     Image.fromarray(u8.permute(1,2,0).numpy()).save(path)
 
-# %% ../nbs/12_training.ipynb #52580777
+# %% ../nbs/12_training.ipynb #265ce60a
 def pick_device(name:str=None # 'cpu', 'cuda', ... or None to choose
 )->torch.device:
     "The device asked for, or the GPU if there is one; ValueError if it is asked for and absent"
