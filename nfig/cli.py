@@ -10,7 +10,7 @@ __all__ = ['friendly', 'overrule', 'train_tokenizer', 'find_in', 'data_of', 'tra
 import functools,json,sys
 from dataclasses import fields,replace
 from pathlib import Path
-from fastcore.script import call_parse,store_false
+from fastcore.script import call_parse,store_true
 from .config import get_preset,resized
 
 # %% ../nbs/19_cli.ipynb #c2deb6fa
@@ -47,10 +47,17 @@ def train_tokenizer(
     batch_size:int=None, # images a step
     lr:float=None, # peak learning rate
     perceptual:float=None, # weight of the perceptual loss (0: off)
-    vgg:str=None, # file of VGG-16 weights for the perceptual loss; torchvision's cache if not given
+    features:str=None, # what the perceptual loss compares: lpips or effnet
+    vgg:str=None, # file of VGG-16 weights for lpips; random for none; torchvision's cache if not given
     gan:float=None, # weight of the adversarial loss (0: off)
+    discriminator:str=None, # patchgan or dino
+    dino:str=None, # file of DINO ViT-S/16 weights for the discriminator; random for none
+    init_weights:str=None, # file or folder of weights for a DINOv2 encoder; random for none
     target:str=None, # band (NFIG) or full (VAR)
-    division:str=None, # band edges: paper, area or nyquist
+    division:str=None, # band edges: paper, area, nyquist or energy
+    accumulate:int=None, # parts into which a batch is split to save memory
+    compile:store_true=False, # compile encoder and decoder first: a minute, then faster steps
+    tensorboard:store_true=False, # log for TensorBoard as well
     seed:int=None, # of initialisation and data order
     device:str=None, # cpu or cuda; chosen if not given
     workers:int=2, # processes that decode images, for folders too large for memory
@@ -63,8 +70,9 @@ def train_tokenizer(
     from nfig.train_tokenizer import train_tokenizer as train
     e = get_preset(preset)
     e = replace(e, tokenizer=overrule(resized(e.tokenizer, size or e.tokenizer.image_size), target=target, division=division),
-                train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, vgg=vgg, gan=gan, seed=seed))
-    train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
+                train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, features=features, vgg=vgg, gan=gan,
+                                                 discriminator=discriminator, dino=dino, init_weights=init_weights, accumulate=accumulate, compile=compile or None, seed=seed))
+    train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, tensorboard=tensorboard, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     print(f'run folder: {out}')
 
 # %% ../nbs/19_cli.ipynb #2f207cab

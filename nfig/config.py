@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['paper_scales', 'tiny_tok', 'small_tok', 'paper_tok', 'var_tok', 'tiny_run', 'small_tok_run', 'small_run',
-           'paper_tok_run', 'paper_run', 'paper_sample', 'presets', 'TokenizerConfig', 'TransformerConfig',
-           'TrainConfig', 'SampleConfig', 'Experiment', 'experiment', 'did_you_mean', 'get_preset', 'scales_for',
-           'resized', 'to_dict', 'from_dict', 'save_config', 'load_config', 'require']
+           'paper_tok_run', 'var_tok_run', 'paper_run', 'paper_sample', 'presets', 'TokenizerConfig',
+           'TransformerConfig', 'TrainConfig', 'SampleConfig', 'Experiment', 'experiment', 'did_you_mean', 'get_preset',
+           'scales_for', 'resized', 'to_dict', 'from_dict', 'save_config', 'load_config', 'require']
 
 # %% ../nbs/00_config.ipynb #33a87f27
 import difflib,importlib,json,sys
@@ -23,8 +23,8 @@ class TokenizerConfig:
     codebook_size:int=512 # codes K, shared by all stages
     latent_dim:int=16 # channels C of the latent and of a code
     target:str='band' # what a stage approximates: 'band' (NFIG) or 'full' (VAR)
-    division:str='area' # how band edges are set: 'paper' (Eq. 7), 'area', 'nyquist' (see `frequency.band_edges`)
-    edges:tuple=() # explicit band edges in cycles; they replace `division` (the 'energy' division is fitted, then written here)
+    division:str='area' # how band edges are set: 'paper' (Eq. 7), 'area', 'nyquist' (see `frequency.band_edges`) or 'energy' (fitted while training)
+    edges:tuple=() # explicit band edges in cycles; they replace `division` ('energy' writes what it fitted here)
     down:str='lstsq' # latent to a stage's grid: 'lstsq' (Eq. 4) or 'area' (VAR)
     phi:int=4 # 3x3 convolutions that smooth the upsampled codes, shared over the stages; 0 for none
     metric:str='l2' # nearest code in 'l2' (Eq. 5) or 'cosine'
@@ -37,6 +37,7 @@ class TokenizerConfig:
     latent_norm:bool=True # normalise the latent's channels over the data
     quant_conv:int=3 # kernel of the convolutions before and after the quantiser
     beta:float=.25 # weight of the commitment term
+    gains:bool=False # look codes up in units of each stage's own size (a running root mean square)
 
 # %% ../nbs/00_config.ipynb #9ef9b4f7
 @patch(as_prop=True)
@@ -90,9 +91,20 @@ class TrainConfig:
     amp:bool=True # bf16 autocast
     pixel:float=1. # weight of the squared pixel error (tokenizer)
     perceptual:float=0. # weight of the perceptual loss (tokenizer)
-    vgg:str='' # file of VGG-16 weights for the perceptual loss; torchvision's cache if empty
+    features:str='lpips' # whose features the perceptual loss compares: 'lpips' or 'effnet'
+    vgg:str='' # file of VGG-16 weights for 'lpips'; torchvision's cache if empty
     gan:float=0. # weight of the GAN loss (tokenizer); Eq. 10 has 0.5
     gan_start:float=.3 # share of the steps before the GAN starts
+    gan_loss:str='hinge' # 'hinge' or 'nonsaturating'
+    lecam:float=.001 # weight of the LeCam regulariser of the discriminator; 0 for none
+    discriminator:str='patchgan' # 'patchgan' or 'dino'
+    dino:str='' # file of DINO ViT-S/16 weights for the discriminator; 'random' for none, timm's own if empty
+    critic_lr:float=None # the discriminator's peak learning rate; `lr` if not given
+    critic_decay:float=None # the discriminator's weight decay; `weight_decay` if not given
+    init_weights:str='' # file or folder of weights for a DINOv2 encoder; 'random' for none, timm's own if empty
+    crop:float=1. # smallest side of a random crop, as a share of the image's side; 1 for none
+    accumulate:int=1 # parts into which a batch is split to save memory
+    compile:bool=False # compile encoder and decoder
     label_smooth:float=0. # label smoothing (transformer)
     seed:int=0 # data order, initialisation and dropout
 
@@ -135,7 +147,7 @@ def experiment(name:str, # what the row is called
 # %% ../nbs/00_config.ipynb #41ce385a
 paper_scales = (1,2,3,4,5,6,8,10,13,16)
 tiny_tok  = TokenizerConfig(32, (1,2,4,8), codebook_size=128, latent_dim=8, width=16, multipliers=(1,1,2), groups=4)
-small_tok = TokenizerConfig(32, (1,2,3,4,6,8), codebook_size=512, latent_dim=16, width=32, multipliers=(1,2,4), groups=8, beta=.02)
+small_tok = TokenizerConfig(32, (1,2,3,4,6,8), codebook_size=512, latent_dim=16, width=32, multipliers=(1,2,4), groups=8, beta=.02, gains=True)
 paper_tok = TokenizerConfig(256, paper_scales, 4096, 32, division='paper', encoder='dinov2', decoder='vit', latent_norm=False)
 var_tok   = TokenizerConfig(256, paper_scales, 4096, 32, target='full', down='area', width=160, multipliers=(1,1,2,2,4), blocks=2, latent_norm=False)
 
@@ -143,7 +155,9 @@ tiny_run      = TrainConfig(steps=60, batch_size=32, lr=2e-3, ema=.9)
 small_tok_run = TrainConfig(steps=1_600, batch_size=64, lr=1e-3, weight_decay=0., ema=.995)
 small_run     = TrainConfig(steps=3_600, batch_size=64, lr=1e-3, ema=.999, flip=False)
 paper_tok_run = TrainConfig(epochs=200, batch_size=1024, lr=2.4e-4, final_lr=5e-5/2.4e-4, warmup=1/200, weight_decay=1e-4,
-                            ema=.9999, perceptual=1., gan=.5, gan_start=56/200)
+                            ema=.9999, perceptual=1., gan=.5, gan_start=56/200, crop=.8,
+                            discriminator='dino', critic_lr=8e-4, critic_decay=5e-4)
+var_tok_run   = replace(paper_tok_run, discriminator='patchgan', critic_lr=None, critic_decay=None)
 paper_run     = TrainConfig(epochs=350, batch_size=768, lr=8e-5*3, final_lr=.01, schedule='linear', clip=2., ema=.9999, flip=False)
 paper_sample  = SampleConfig(cfg_scale=4.5, top_k=990)
 
@@ -151,8 +165,9 @@ paper_sample  = SampleConfig(cfg_scale=4.5, top_k=990)
 _rows = [#          name       tokenizer  tokenizer's run  run        sampling       transformer
     experiment('tiny',     tiny_tok,  tiny_run,       tiny_run,  SampleConfig(), depth=2),
     experiment('small',    small_tok, small_tok_run,  small_run, SampleConfig(cfg_scale=2.5), depth=4),
+    experiment('nfig_tokenizer_paper', paper_tok, paper_tok_run, paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4),
     *[experiment(f'nfig_d{d}', paper_tok, paper_tok_run, paper_run, paper_sample, classes=1000, depth=d, gamma_init=1e-4) for d in (16,20,24,30)],
-    *[experiment(f'var_d{d}',  var_tok,   paper_tok_run, paper_run, paper_sample, classes=1000, depth=d) for d in (16,20,24,30)],
+    *[experiment(f'var_d{d}',  var_tok,   var_tok_run,   paper_run, paper_sample, classes=1000, depth=d) for d in (16,20,24,30)],
 ]
 presets = {e.name:e for e in _rows}
 

@@ -6,7 +6,8 @@
 __all__ = ['fashion_classes', 'cifar_classes', 'where', 'cache', 'assets', 'loaders', 'epoch_order', 'batches', 'split_names',
            'split_folder', 'files_below', 'load_folder', 'parquet_files', 'label_names', 'read_table', 'load_parquet',
            'places', 'first_found', 'read_idx', 'square', 'from_arrays', 'fetch', 'load_fashion', 'load_cifar',
-           'load_bundled', 'load_data', 'loader', 'ImageData', 'from_files', 'random_flip', 'to_float', 'to_uint8']
+           'load_bundled', 'load_data', 'loader', 'ImageData', 'from_files', 'random_crop', 'random_flip', 'to_float',
+           'to_uint8']
 
 # %% ../nbs/11_data.ipynb #15997f67
 import gzip,importlib,json,os,re
@@ -16,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from .config import did_you_mean,require
-from .images import ImageData,check_size,from_files,random_flip,to_float,to_uint8
+from .images import ImageData,check_size,from_files,random_crop,random_flip,to_float,to_uint8
 
 # %% ../nbs/11_data.ipynb #2add9519
-_all_ = ['ImageData','from_files','random_flip','to_float','to_uint8']
+_all_ = ['ImageData','from_files','random_crop','random_flip','to_float','to_uint8']
 
 # %% ../nbs/11_data.ipynb #de67b3b8
 def epoch_order(n:int, # images

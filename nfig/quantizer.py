@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Codebook', 'codebook_stats', 'FullTarget', 'BandTarget', 'phi_index', 'Phi', 'ResidualQuantizer', 'Stage',
-           'Quantized', 'build_quantizer', 'stage_vectors', 'refresh_codebook']
+           'Quantized', 'build_quantizer', 'stage_vectors', 'mixed', 'lagging', 'help_lagging', 'first_codes',
+           'follow_gains', 'refresh_codebook']
 
 # %% ../nbs/04_quantizer.ipynb #bcd53e26
 import torch
@@ -123,6 +124,7 @@ class ResidualQuantizer(nn.Module):
         down:str='lstsq', # 'lstsq' (Eq. 4) or 'area' (VAR)
         phi:int=4, # smoothing convolutions, 0 for none
         beta:float=.25, # weight of the commitment term
+        gains:bool=False, # measure each stage's vectors in units of their own size
     ):
         super().__init__()
         self.scales,self.side,self.dim,self.beta = check_scales(scales),scales[-1],codebook.dim,beta
@@ -130,6 +132,7 @@ class ResidualQuantizer(nn.Module):
         self.resample = nn.ModuleList(Resampler(s, self.side, down) for s in self.scales)
         self.phis = nn.ModuleList(Phi(codebook.dim) for _ in range(phi))
         self.phi_of = phi_index(len(self.scales), phi) if phi else None
+        self.register_buffer('gain', torch.ones(len(self.scales)) if gains else None)
 
 # %% ../nbs/04_quantizer.ipynb #88bdb6c3
 @patch
@@ -137,7 +140,7 @@ def enlarge(self:ResidualQuantizer, i:int, # stage
     v:Tensor, # (B,C,s_i,s_i) codes
 )->Tensor: # (B,C,h,h)
     "Interpolate to the latent's size and smooth"
-    x = self.resample[i].up(v)
+    x = self.resample[i].up(v if self.gain is None else v*self.gain[i])
     return self.phis[self.phi_of[i]](x) if self.phis else x
 
 @patch
@@ -145,7 +148,8 @@ def to_grid(self:ResidualQuantizer, i:int, # stage
     rest:Tensor, # (B,C,h,h) what is missing
 )->Tensor: # (B,s_i^2,C) a vector a token
     "Bring a residual down to the grid of stage i (Eq. 4)"
-    return self.resample[i].down(rest).flatten(2).transpose(1,2)
+    v = self.resample[i].down(rest).flatten(2).transpose(1,2)
+    return v if self.gain is None else v/self.gain[i]
 
 # %% ../nbs/04_quantizer.ipynb #75912ef2
 @dataclass
@@ -253,35 +257,85 @@ def build_quantizer(cfg:TokenizerConfig # scales, codebook, target, down, phi
     "The quantiser a config describes; ValueError on an unknown target"
     n = len(cfg.scales)
     if cfg.target=='full': target = FullTarget()
-    elif cfg.target=='band': target = BandTarget(low_masks(cfg.scales, cfg.side, division=cfg.division, edges=cfg.edges or None))
+    elif cfg.target=='band': target = BandTarget(low_masks(cfg.scales, cfg.side, division='area' if cfg.division=='energy' else cfg.division, edges=cfg.edges or None))
     else: raise ValueError(f"unknown target {cfg.target!r}: choose 'band' (NFIG) or 'full' (VAR)")
-    return ResidualQuantizer(Codebook(cfg.codebook_size, cfg.latent_dim, n, cfg.metric), cfg.scales, target, cfg.down, cfg.phi, cfg.beta)
+    return ResidualQuantizer(Codebook(cfg.codebook_size, cfg.latent_dim, n, cfg.metric), cfg.scales, target, cfg.down, cfg.phi, cfg.beta, cfg.gains)
 
 # %% ../nbs/04_quantizer.ipynb #cac23497
 @torch.no_grad()
 def stage_vectors(q:ResidualQuantizer, # the quantiser
     f:Tensor, # (B,C,h,h) latents
-    per_stage:int=2048, # most vectors drawn from one stage
-)->Tensor: # (N,C)
-    "The vectors that the stages look up for `f`, an equal number from each as far as there are enough"
+)->list: # n tensors (B*s_i^2,C), in units of the stage's gain
+    "The vectors that each stage looks up for `f`"
     targets, before, out = q.target(f.float(), len(q.scales)), torch.zeros_like(f), []
     for st in q.encode(f, targets):
-        v = q.to_grid(st.i, targets[st.i]-before).flatten(0,1); before = st.f_hat
-        out.append(v[torch.randperm(len(v), device=v.device)[:per_stage]])
-    return torch.cat(out)
+        out.append(q.to_grid(st.i, targets[st.i]-before).flatten(0,1)); before = st.f_hat
+    return out
+
+def mixed(vectors:list, # n tensors (N_i,C)
+    per_stage:int=2048, # most vectors drawn from one stage
+)->Tensor: # (N,C)
+    "Some vectors of every stage: an equal number from each as far as there are enough"
+    return torch.cat([v[torch.randperm(len(v), device=v.device)[:per_stage]] for v in vectors])
+
+# %% ../nbs/04_quantizer.ipynb #6169cbe7
+def lagging(usage:Tensor, # (n,K) running count of hits a step, per stage
+    steps:int=100, # steps over which the count remembers a code
+    least:float=.6, # share of what a stage could use, below which it lags
+)->int: # the stage that lags most, or None
+    "Which stage uses too few codes for the tokens it saw? It could use as many as it saw tokens, and at most all"
+    could = (steps*usage.sum(1)).clamp(max=usage.shape[1])
+    share = codebook_stats(usage)[0]/could.clamp(min=1)
+    worst = int(share.argmin())
+    return worst if share[worst]<least else None
+
+@torch.no_grad()
+def help_lagging(q:ResidualQuantizer, # the quantiser; its codebook is changed
+    vectors:list, # from `stage_vectors`
+    share:float=1/10, # of the codes, moved at a time
+)->int: # codes moved
+    "Put the codes that matter least to the others onto vectors of the stage that lags"
+    cb = q.codebook; i = lagging(cb.usage) if q.gain is not None else None
+    if i is None: return 0
+    worth = (cb.usage/cb.usage.sum(1,keepdim=True).clamp(min=1e-9)).sum(0)        # a stage's use counts by its share, whatever its tokens
+    worth[cb.usage[i]>0] += len(q.scales)                                         # not those that the stage has already
+    codes = torch.zeros_like(worth, dtype=torch.bool); codes[worth.argsort()[:max(1,int(share*cb.size))]] = True
+    cb.reseed(codes, vectors[i]); return int(codes.sum())
 
 # %% ../nbs/04_quantizer.ipynb #1ce1adc8
+@torch.no_grad()
+def first_codes(q:ResidualQuantizer, # the quantiser; its codebook is changed
+    f:Tensor, # (B,C,h,h) latents of a training batch
+):
+    "Place all codes on data, and measure the gains"
+    cb = q.codebook; cb.weight.zero_()
+    for _ in range(3):                                    # later rounds see residuals
+        vs = stage_vectors(q, f)
+        if q.gain is not None: vs = follow_gains(q, vs, 1.)
+        cb.reseed(torch.ones(cb.size, dtype=torch.bool), mixed(vs))
+    cb.started.fill_(True)
+
+@torch.no_grad()
+def follow_gains(q:ResidualQuantizer, # the quantiser; its gains are changed
+    vectors:list, # from `stage_vectors`
+    rate:float=.2, # 1 jumps to what is measured now
+)->list: # the vectors in units of the new gains
+    "Move each stage's gain towards the root mean square of its vectors"
+    rms = torch.stack([v.pow(2).mean().sqrt() for v in vectors]).clamp(min=1e-6)   # in units of the present gains
+    change = 1+rate*(rms-1)
+    q.gain *= change
+    return [v/c for v,c in zip(vectors,change)]
+
 @torch.no_grad()
 def refresh_codebook(q:ResidualQuantizer, # the quantiser; its codebook is changed
     f:Tensor, # (B,C,h,h) latents of a training batch
     floor:float=.03, # a code with less than this share of the average use is dead
 )->int: # codes placed anew
-    "Initialise the codebook from data the first time, revive dead codes later"
+    "Initialise the codebook from data the first time; later follow the gains, revive dead codes, and help the stage that lags behind"
     cb = q.codebook
-    if not cb.started:
-        cb.weight.zero_()
-        for _ in range(3): cb.reseed(torch.ones(cb.size, dtype=torch.bool), stage_vectors(q, f))   # later rounds see residuals
-        cb.started.fill_(True); return cb.size
+    if not cb.started: first_codes(q, f); return cb.size
+    vs = stage_vectors(q, f)
+    if q.gain is not None: vs = follow_gains(q, vs)
     total = cb.usage.sum(0); dead = total < floor*total.mean()
-    if dead.any(): cb.reseed(dead, stage_vectors(q, f))
-    return int(dead.sum())
+    if dead.any(): cb.reseed(dead, mixed(vs))
+    return int(dead.sum())+help_lagging(q, vs)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['lr_at', 'adamw', 'EMA', 'flatten', 'unflatten', 'replacing', 'save_state', 'load_state', 'flat_items', 'Run',
-           'seed_step', 'check_finite', 'machine', 'Report', 'fit', 'save_grid', 'pick_device', 'autocast']
+           'seed_step', 'check_finite', 'machine', 'Report', 'fit', 'save_grid', 'pick_device', 'native_bf16',
+           'autocast']
 
 # %% ../nbs/12_training.ipynb #dc604d06
-import json,math,os,platform,re,sys,time,torch
+import importlib,json,math,os,platform,re,sys,time,torch
 from contextlib import contextmanager,suppress
 from copy import deepcopy
 from datetime import datetime,timezone
@@ -18,7 +19,7 @@ from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from torch import Tensor,nn
 from tqdm import tqdm
-from .config import TrainConfig
+from .config import TrainConfig,require
 
 # %% ../nbs/12_training.ipynb #0d60cb33
 def lr_at(step:int, # step about to be taken, from 0
@@ -36,10 +37,11 @@ def lr_at(step:int, # step about to be taken, from 0
 def adamw(model:nn.Module, # what is trained
     cfg:TrainConfig, # lr, betas, weight_decay
 )->torch.optim.AdamW:
-    "AdamW with decay on tensors of two or more dimensions"
+    "AdamW with decay on tensors of two or more dimensions; fused on a GPU"
     ps = [p for p in model.parameters() if p.requires_grad]
+    fused = bool(ps) and ps[0].is_cuda
     groups = [dict(params=[p for p in ps if p.ndim>=2], weight_decay=cfg.weight_decay), dict(params=[p for p in ps if p.ndim<2], weight_decay=0.)]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=fused or None)
 
 # %% ../nbs/12_training.ipynb #3ad7c2fc
 class EMA:
@@ -127,7 +129,7 @@ class Run:
         config:dict=None, # what is run; must not differ from an earlier start in the same folder
         keep:int=2, # checkpoints kept
     ):
-        self.folder,self.keep = Path(folder),keep
+        self.folder,self.keep,self.board = Path(folder),keep,None
         for d in ('checkpoints','samples'): (self.folder/d).mkdir(parents=True, exist_ok=True)
         if config is not None: self.check_config(config)
 
@@ -147,8 +149,17 @@ def _write(path:Path, text:str): # a small text file, as a whole or not at all
 def log(self:Run, step:int, # steps taken
     **values, # numbers or lists of numbers
 ):
-    "Append a line to metrics.jsonl"
+    "Append a line to metrics.jsonl, and to TensorBoard's file if there is one"
     with open(self.folder/'metrics.jsonl','a') as f: f.write(json.dumps(dict(step=step,**values))+'\n')
+    if self.board:
+        for k,v in values.items():
+            for name,o in [(f'{k}/stage {i+1}',o) for i,o in enumerate(v)] if isinstance(v,list) else [(k,v)]: self.board.add_scalar(name, o, step)
+
+@patch
+def to_tensorboard(self:Run):
+    "From now on log for TensorBoard too, with torch's writer; ImportError says what to install"
+    require('tensorboard')
+    self.board = importlib.import_module('torch.utils.tensorboard').SummaryWriter(self.folder/'tensorboard')
 
 @patch
 def metrics(self:Run)->list: # a dict per line
@@ -189,11 +200,11 @@ def seed_step(seed:int, # the run's seed
     torch.manual_seed((seed*1_000_003+step)%2**63)
 
 def check_finite(values:dict, # name -> number or scalar tensor
-    step:int, # for the message
+    step:int=None, # for the message
 ):
     "FloatingPointError that names the terms which are not finite"
     bad = [k for k,v in values.items() if not math.isfinite(v.item() if isinstance(v,Tensor) else v)]
-    if bad: raise FloatingPointError(f"step {step}: {', '.join(bad)} not finite. The last checkpoint is unharmed: resume with a lower learning rate, a smaller clip, or without amp")
+    if bad: raise FloatingPointError(('' if step is None else f"step {step}: ")+f"{', '.join(bad)} not finite. The last checkpoint is unharmed: resume with a lower learning rate, a smaller clip, or without amp")
 
 # %% ../nbs/12_training.ipynb #68b40e51
 def machine()->dict: # plain data
@@ -276,8 +287,16 @@ def pick_device(name:str=None # 'cpu', 'cuda', ... or None to choose
     if name and name.startswith('cuda') and not torch.cuda.is_available(): raise ValueError("device 'cuda' given, but torch sees no GPU: leave it out to run on the processor")
     return torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
+def native_bf16(device:torch.device # where it would run
+)->bool:
+    "Does this device multiply bfloat16 itself? A processor does with AVX-512 BF16, AMX, or Arm's BF16"
+    if device.type!='cpu': return True
+    info = Path('/proc/cpuinfo')
+    flags = set(re.findall(r'\w+', info.read_text())) if info.exists() else set()
+    return bool(flags & {'avx512_bf16','amx_bf16','bf16','svebf16'})
+
 def autocast(device:torch.device, # where it runs
-    on:bool=True, # use bfloat16
+    on:bool=True, # use bfloat16 if the device has it
 ):
-    "bfloat16 autocast on `device`"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+    "bfloat16 autocast on `device`, where that saves time"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on and native_bf16(device))
