@@ -156,6 +156,10 @@ class DINODiscriminator(nn.Module):
 
     def _apply(self, fn, *a): self._vit[0]._apply(fn); return super()._apply(fn, *a)   # but it moves to a device with the heads
 
+    def forward(self, x:Tensor)->Tensor: # (B,3,H,W) in [-1,1], any side -> (B, L for each head) logits
+        "Logits of all heads, side by side"
+        return torch.cat([head(f) for head,f in zip(self.heads, self.features(x))], 1)
+
 # %% ../nbs/10_discriminator.ipynb #1f04be4a
 @patch
 def features(self:DINODiscriminator, x:Tensor, # (B,3,H,W) in [-1,1], any side
@@ -168,12 +172,6 @@ def features(self:DINODiscriminator, x:Tensor, # (B,3,H,W) in [-1,1], any side
         h = block(h)
         if i in self.taps: seen.append(h)
     return [(o[:,vit.num_prefix_tokens:]+o[:,:1]).transpose(1,2) for o in seen]
-
-@patch
-def forward(self:DINODiscriminator, x:Tensor, # (B,3,H,W) in [-1,1], any side
-)->Tensor: # (B, L for each head) logits
-    "Logits of all heads, side by side"
-    return torch.cat([head(f) for head,f in zip(self.heads, self.features(x))], 1)
 
 # %% ../nbs/10_discriminator.ipynb #88fce799
 def patchgan_for(image_size:int, # side of the images, pixels

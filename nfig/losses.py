@@ -11,6 +11,7 @@ __all__ = ['perceptuals', 'gan_losses', 'reconstruction_loss', 'find_vgg', 'load
 import hashlib,warnings
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor,nn
 from pathlib import Path
 from safetensors.torch import load_file
@@ -97,11 +98,13 @@ class EffNetFeatures(nn.Module):
             if i in self.taps: out.append(h)
         return out
 
-    def pooled(self, x:Tensor)->Tensor: # (B,3,H,W) in [-1,1] -> (B,1280) float32
-        "The features that the classifier's last layer sees, of the image resized to `side`"
-        if x.shape[1]!=3: raise ValueError(f"images of shape {tuple(x.shape)} given, (B,3,H,W) expected: repeat a grey channel three times")
-        x = F.interpolate(x.float(), size=(self.side,)*2, mode='bilinear', antialias=True, align_corners=False)
-        return self.net.extract_features(x).mean((2,3)).float()
+@patch
+def pooled(self:EffNetFeatures, x:Tensor, # (B,3,H,W) in [-1,1], any side
+)->Tensor: # (B,1280) float32
+    "The features that the classifier's last layer sees, of the image resized to `side`; ValueError unless there are 3 channels"
+    if x.ndim!=4 or x.shape[1]!=3: raise ValueError(f"images of shape {tuple(x.shape)} given, (B,3,H,W) expected: repeat a grey channel three times")
+    x = F.interpolate(x.float(), size=(self.side,)*2, mode='bilinear', antialias=True, align_corners=False)
+    return self.net.extract_features(x).mean((2,3)).float()
 
 # %% ../nbs/09_losses.ipynb #6fc99e4d
 class FeatureDistance(nn.Module):
