@@ -44,6 +44,7 @@ class Part:
     batch:int=1 # images a call makes or uses
     flops:int=0 # operations of a call; counted at the first one
     times:list=field(default_factory=list) # seconds of every call
+    busy:list=field(default_factory=list) # the processor's seconds in every call, over all threads
     memory:float=0. # largest memory during a call, GiB
 
     @property
@@ -89,9 +90,9 @@ def interleave(parts:list, # of `Part`; one that stands there twice is timed twi
     for p in dict.fromkeys(parts): p.flops = count_flops(p.fn)
     for _ in range(repeats):
         for p in parts:
-            reset_peak(device); sync(device); t = time.perf_counter()
+            reset_peak(device); sync(device); t,c = time.perf_counter(),time.process_time()
             p.fn(); sync(device)
-            p.times.append(time.perf_counter()-t); p.memory = max(p.memory, peak_memory(device))
+            p.times.append(time.perf_counter()-t); p.busy.append(time.process_time()-c); p.memory = max(p.memory, peak_memory(device))
     return parts
 
 def peaks(parts:list # timed, with those of `matmul_parts` among them

@@ -98,6 +98,7 @@ class EffNetFeatures(nn.Module):
             if i in self.taps: out.append(h)
         return out
 
+# %% ../nbs/09_losses.ipynb #ef0f7566
 @patch
 def pooled(self:EffNetFeatures, x:Tensor, # (B,3,H,W) in [-1,1], any side
 )->Tensor: # (B,1280) float32
