@@ -78,8 +78,9 @@ def peak_memory(device:str # where
 )->float: # GiB
     "Largest memory since `reset_peak` (of the process on a CPU; since its start where the system cannot reset it)"
     if str(device).startswith('cuda'): return torch.cuda.max_memory_allocated()/2**30
-    try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**20
-    except (OSError,TypeError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform=='darwin' else 2**20)
+    try: kib = int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])
+    except (OSError,TypeError): kib = 0              # not Linux; some containers give 0
+    return kib/2**20 if kib else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform=='darwin' else 2**20)
 
 # %% ../nbs/20_bench.ipynb #04f62e66
 def interleave(parts:list, # of `Part`; one that stands there twice is timed twice a round

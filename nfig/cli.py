@@ -67,13 +67,14 @@ def train_tokenizer(
 ):
     "Train an FR-VAE on images; leaves OUT/tokenizer, metrics.jsonl, checkpoints and pictures"
     from nfig.data import load_data
+    from nfig.distributed import leave
     from nfig.train_tokenizer import train_tokenizer as train
     e = get_preset(preset)
     e = replace(e, tokenizer=overrule(resized(e.tokenizer, size or e.tokenizer.image_size), target=target, division=division),
                 train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, features=features, vgg=vgg, gan=gan,
                                                  discriminator=discriminator, dino=dino, init_weights=init_weights, accumulate=accumulate, compile=compile or None, seed=seed))
     train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, tensorboard=tensorboard, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
-    print(f'run folder: {out}')
+    if leave(): print(f'run folder: {out}')
 
 # %% ../nbs/19_cli.ipynb #2f207cab
 def find_in(folder, # what the user gave
@@ -117,6 +118,7 @@ def train_nfig(
     "Train the transformer on a tokenizer's tokens; leaves OUT/pipeline, metrics.jsonl, checkpoints and pictures"
     from nfig.data import load_data
     from nfig.tokenizer import FRVAE
+    from nfig.distributed import leave
     from nfig.train_nfig import train_nfig as train
     e = get_preset(preset, **({'transformer':dict(depth=depth,width=None,heads=None,drop_path=None)} if depth else {}))
     e = replace(e, train=overrule(e.train, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed))
@@ -124,7 +126,7 @@ def train_nfig(
     try: val = load_data(data, size, 'test')
     except FileNotFoundError: val = None   # nothing is held out; the run just cannot show a held-out loss
     train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
-    print(f'run folder: {out}')
+    if leave(): print(f'run folder: {out}')
 
 # %% ../nbs/19_cli.ipynb #460db2b7
 def load_pipeline(model:str # bundled name, pipeline folder, or run folder of nfig_train

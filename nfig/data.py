@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from .config import did_you_mean,require
+from .distributed import share
 from .images import ImageData,check_size,from_files,random_crop,random_flip,to_float,to_uint8
 
 # %% ../nbs/11_data.ipynb #2add9519
@@ -239,7 +240,7 @@ def loader(data:ImageData, # what `load_data` gave
     start_step:int=0, # batches to leave out at the start
     workers:int=0, # processes that decode, for data that is not in memory
 ): # endless iterator of ((B,3,H,W) uint8, (B,) int64)
-    "Batches of images and labels in the order of `batches`"
-    order = batches(len(data), batch_size, seed, start_step)
+    "Batches of images and labels in the order of `batches`; of each, this process's share"
+    order = map(share, batches(len(data), batch_size, seed, start_step))
     if not data.lazy: return map(data.__getitems__, order)
     return iter(DataLoader(data, batch_sampler=order, collate_fn=tuple, num_workers=workers))

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np,torch
 from fastcore.basics import patch
 from PIL import Image,ImageOps
+from .distributed import share,world
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def random_flip(x:Tensor, # (B,3,H,W)
     generator:torch.Generator=None, # a CPU generator; None takes torch's global one
 )->Tensor: # same shape
     "Mirror each image left to right with probability 1/2"
-    coin = torch.rand(len(x), generator=generator)<.5
+    coin = share(torch.rand(len(x)*world()[1], generator=generator))<.5                # of the whole batch, see `distributed`
     return torch.where(coin.to(x.device)[:,None,None,None], x.flip(-1), x)
 
 # %% ../nbs/10a_images.ipynb #ca5fa15c
@@ -42,7 +43,8 @@ def random_crop(x:Tensor, # (B,C,H,H)
     "A random square of each image, brought back to the image's size; ValueError unless 0 < smallest <= 1"
     if not 0<smallest<=1: raise ValueError(f"crops of {smallest} of the side asked for: give a share above 0 and up to 1")
     if smallest==1: return x
-    size,place = torch.rand(len(x), generator=generator)*(1-smallest)+smallest, torch.rand(len(x),2, generator=generator)*2-1
+    n = len(x)*world()[1]                                                                          # images of the whole batch, see `distributed`
+    size,place = share(torch.rand(n, generator=generator))*(1-smallest)+smallest, share(torch.rand(n,2, generator=generator))*2-1
     theta = torch.zeros(len(x),2,3); theta[:,0,0] = theta[:,1,1] = size; theta[:,:,2] = place*(1-size)[:,None]
     grid = F.affine_grid(theta.to(x.device), x.shape, align_corners=False)
     return F.grid_sample(x, grid.to(x.dtype), mode='bilinear', padding_mode='border', align_corners=False)

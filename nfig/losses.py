@@ -16,6 +16,7 @@ from torch import Tensor,nn
 from pathlib import Path
 from safetensors.torch import load_file
 from .config import did_you_mean,require
+from .distributed import mean_over
 
 # %% ../nbs/09_losses.ipynb #0998fd6f
 def reconstruction_loss(x:Tensor, # (B,3,H,W) image in [-1,1]
@@ -171,7 +172,7 @@ def adaptive_weight(rec_loss:Tensor, # scalar: reconstruction, with the perceptu
     largest:float=1e4, # upper limit
 )->Tensor: # scalar without gradient
     "Weight that gives `gan_loss` the same pull on `last_layer` as `rec_loss` (VQGAN, Esser et al. 2021, Eq. 7)"
-    rec,gan = [torch.autograd.grad(l, last_layer, retain_graph=True)[0].float().norm() for l in (rec_loss,gan_loss)]
+    rec,gan = [mean_over(torch.autograd.grad(l, last_layer, retain_graph=True)[0].float()).norm() for l in (rec_loss,gan_loss)]
     return (rec/(gan+1e-6)).clamp(max=largest).detach()
 
 # %% ../nbs/09_losses.ipynb #b52c699b
@@ -185,5 +186,5 @@ class LeCam(nn.Module):
         for n in ('real','fake'): self.register_buffer(n, torch.zeros(()))   # running means of the logits, kept in checkpoints
 
     def forward(self, real:Tensor, fake:Tensor)->Tensor: # D's logits, any shape -> scalar; updates the averages
-        for avg,now in ((self.real,real),(self.fake,fake)): avg.lerp_(now.detach().float().mean(), 1-self.decay)
+        for avg,now in ((self.real,real),(self.fake,fake)): avg.lerp_(mean_over(now.detach().float().mean()), 1-self.decay)
         return F.relu(real-self.fake).square().mean() + F.relu(self.real-fake).square().mean()

@@ -16,6 +16,7 @@ from torch import Tensor,nn
 from .config import TokenizerConfig
 from .frequency import apply_masks,check_scales,low_masks
 from .resample import Resampler
+from .distributed import sum_over
 
 # %% ../nbs/04_quantizer.ipynb #4b24eeb9
 class Codebook(nn.Module):
@@ -53,7 +54,7 @@ def count(self:Codebook, stage:int, # which stage looked them up
     decay:float=.95, # memory of the running count
 ):
     "Take note of which codes were used"
-    hits = torch.bincount(tokens.flatten(), minlength=self.size)
+    hits = sum_over(torch.bincount(tokens.flatten(), minlength=self.size))    # of all processes
     self.usage[stage].mul_(decay).add_(hits, alpha=1-decay)
 
 @patch
@@ -281,7 +282,7 @@ def mixed(vectors:list, # n tensors (N_i,C)
 # %% ../nbs/04_quantizer.ipynb #6169cbe7
 def lagging(usage:Tensor, # (n,K) running count of hits a step, per stage
     steps:int=100, # steps over which the count remembers a code
-    least:float=.6, # share of what a stage could use, below which it lags
+    least:float=.85, # share of what a stage could use, below which it lags
 )->int: # the stage that lags most, or None
     "Which stage uses too few codes for the tokens it saw? It could use as many as it saw tokens, and at most all"
     could = (steps*usage.sum(1)).clamp(max=usage.shape[1])
@@ -292,7 +293,7 @@ def lagging(usage:Tensor, # (n,K) running count of hits a step, per stage
 @torch.no_grad()
 def help_lagging(q:ResidualQuantizer, # the quantiser; its codebook is changed
     vectors:list, # from `stage_vectors`
-    share:float=1/10, # of the codes, moved at a time
+    share:float=1/5, # of the codes, moved at a time
 )->int: # codes moved
     "Put the codes that matter least to the others onto vectors of the stage that lags"
     cb = q.codebook; i = lagging(cb.usage) if q.gain is not None else None

@@ -15,13 +15,14 @@ from safetensors.torch import load_file,save_file
 from torch import Tensor,nn
 from .config import TokenizerConfig,load_config,save_config
 from .autoencoder import build_decoder,build_encoder
+from .distributed import BatchNorm
 from .quantizer import Quantized,build_quantizer
 
 # %% ../nbs/06_tokenizer.ipynb #35363534
 def latent_norm(cfg:TokenizerConfig # `latent_norm`, `latent_dim`
 )->nn.Module: # (B,C,h,w) -> (B,C,h,w)
     "Channels with mean 0 and variance 1 over the data, or nothing"
-    return nn.BatchNorm2d(cfg.latent_dim, affine=False, momentum=.01) if cfg.latent_norm else nn.Identity()
+    return BatchNorm(cfg.latent_dim, affine=False, momentum=.01) if cfg.latent_norm else nn.Identity()
 
 # %% ../nbs/06_tokenizer.ipynb #c93baf03
 class FRVAE(nn.Module):

@@ -17,10 +17,11 @@ from torch import Tensor,nn
 from tqdm import tqdm
 from .config import Experiment,TrainConfig,to_dict
 from .data import batches,to_float
+from .distributed import first_goes_first,join,mean_gradients,mean_values,same_everywhere,share
 from .generate import NFIGPipeline
 from .images import ImageData
 from .tokenizer import FRVAE
-from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,pick_device,save_grid
+from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,own_seed,pick_device,save_grid
 from .transformer import NFIGTransformer
 
 # %% ../nbs/14_train_nfig.ipynb #2d876a9a
@@ -101,13 +102,14 @@ def step(self:TransformerTask, k:int # step, from 0
     "One optimiser step"
     if self.order is None: self.order = batches(len(self.labels), self.cfg.batch_size, self.cfg.seed, k)
     self.model.train(); rows = next(self.order); view = torch.randint(len(self.tokens),(len(rows),))
+    rows,view = share(rows),share(view); own_seed(self.cfg.seed, k)                               # this process's part of the batch
     loss,stages = self.loss(self.model, self.tokens[view,rows], self.labels[rows]); lr = lr_at(k,self.total,self.cfg)
     check_finite(dict(loss=loss), k)
     for g in self.opt.param_groups: g['lr'] = lr
-    self.opt.zero_grad(); loss.backward()
+    self.opt.zero_grad(); loss.backward(); mean_gradients(self.model.parameters())
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
     self.opt.step(); self.ema.update(self.model, k)
-    return dict(loss=loss, stage_loss=stages, grad_norm=norm, lr=lr)
+    return mean_values(dict(loss=loss, stage_loss=stages)) | dict(grad_norm=norm, lr=lr)
 
 # %% ../nbs/14_train_nfig.ipynb #8b50ee30
 @patch
@@ -159,14 +161,15 @@ def train_nfig(e:Experiment, # transformer, its training and sampling
     **every, # log_every, save_every, preview_every, progress of `fit`
 )->NFIGPipeline: # tokenizer and averaged transformer
     "Train or resume a transformer on a trained tokenizer"
-    k, cfg, dev = tokenizer.config, e.train, pick_device(device)
+    k, cfg, dev = tokenizer.config, e.train, pick_device(join(device))
     arch = replace(e.transformer, scales=k.scales, codebook_size=k.codebook_size, latent_dim=k.latent_dim, classes=len(data.classes))
     run = Run(folder, dict(kind='transformer', preset=e.name, data=str(data_name), images=len(data), tokenizer_hash=weights_hash(tokenizer), transformer=to_dict(arch), train=to_dict(cfg), sample=to_dict(e.sample)))
     tokenizer = tokenizer.to(dev).eval(); args = dict(amp=cfg.amp, progress=every.get('progress',True))
-    tokens = token_cache(run.folder/'tokens.safetensors', tokenizer, data, flips=cfg.flip, **args)
+    with first_goes_first(): tokens = token_cache(run.folder/'tokens.safetensors', tokenizer, data, flips=cfg.flip, **args)
     if val is not None: val = val.subset(list(range(0,len(val),max(1,len(val)//1000)))[:1000]); val = encode_all(tokenizer, val, flips=False, **args), val.labels
     torch.manual_seed(cfg.seed)
     task = TransformerTask(NFIGPipeline(tokenizer, NFIGTransformer(arch).to(dev), data.classes, e.sample), tokens, data.labels, cfg, val)
+    same_everywhere(task.model); same_everywhere(task.ema.model)
     if compile: task.model.compile(dynamic=False)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.averaged()

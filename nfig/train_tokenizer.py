@@ -13,13 +13,14 @@ from pathlib import Path
 from torch import Tensor,nn
 from .config import Experiment,TrainConfig,did_you_mean,to_dict
 from .data import loader,random_crop,random_flip,to_float
+from .distributed import gathered,join,mean_gradients,mean_values,same_everywhere,world
 from .discriminator import build_discriminator,diff_augment
 from .images import ImageData
 from .frequency import energy_edges,low_masks,power_spectrum
 from .losses import LeCam,adaptive_weight,build_perceptual,gan_losses
 from .quantizer import BandTarget,codebook_stats,refresh_codebook
 from .tokenizer import FRVAE,build_tokenizer
-from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,pick_device,save_grid
+from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,own_seed,pick_device,save_grid
 
 # %% ../nbs/13_train_tokenizer.ipynb #b4d5bae5
 class Critic(nn.Module):
@@ -64,7 +65,7 @@ def learn(self:Critic, x:Tensor, # (B,3,H,H) images
     for g in self.opt.param_groups: g['lr'] = lr*(self.cfg.critic_lr or self.cfg.lr)
     real,fake = self.model(diff_augment(x)), self.model(diff_augment(x_hat.detach()))
     loss = self.d_loss(real, fake) + (self.cfg.lecam*self.lecam(real, fake) if self.cfg.lecam else 0.)
-    self.opt.zero_grad(); loss.backward()
+    self.opt.zero_grad(); loss.backward(); mean_gradients(self.model.parameters())
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
     check_finite(dict(critic=loss, critic_grad_norm=norm)); self.opt.step()
     return dict(critic=loss.detach(), critic_grad_norm=norm, logit_real=real.detach().mean(), logit_fake=fake.detach().mean())
@@ -72,7 +73,7 @@ def learn(self:Critic, x:Tensor, # (B,3,H,H) images
 # %% ../nbs/13_train_tokenizer.ipynb #b5e95a8c
 class TokenizerTask:
     "What `training.fit` needs to train an FR-VAE"
-    refresh_every = 20   # steps between looks for dead codes
+    refresh_every = 10   # steps between looks for dead codes
     fitting = .3         # share of the steps in which the "energy" division follows the latents
     def __init__(self, model:FRVAE, # untrained or not
         data:ImageData, # training images
@@ -81,17 +82,19 @@ class TokenizerTask:
         workers:int=0, # processes that decode images
     ):
         self.device,self.cfg,self.data,self.workers,self.total = device,cfg,data,workers,cfg.total_steps(len(data))
-        if cfg.batch_size%cfg.accumulate: raise ValueError(f"a batch of {cfg.batch_size} cannot be split into {cfg.accumulate} equal parts: choose a divisor for accumulate")
+        shares = world()[1]*cfg.accumulate
+        if cfg.batch_size%shares: raise ValueError(f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size")
         self.fit_edges = model.config.target=='band' and model.config.division=='energy' and not model.config.edges
         self.model = model.to(device, memory_format=torch.channels_last)
         self.opt,self.ema,self.batches = adamw(self.model,cfg), EMA(self.model,cfg.ema), None
         self.perceptual = build_perceptual(cfg.features, cfg.vgg or None).to(device) if cfg.perceptual else None
         self.critic = Critic(cfg, self.total, model.config.image_size, device) if cfg.gan else None
+        for m in (self.model,self.ema.model,*filter(None,[self.critic])): same_everywhere(m)
         if cfg.compile: self.model.encoder.compile(); self.model.decoder.compile()   # in place: names of weights stay
 
     def batch(self, k:int # step
     )->Tensor: # (B,3,H,H) in [-1,1]
-        "The images of step k, cropped and mirrored at random"
+        "The images of step k, or this process's share of them, cropped and mirrored at random"
         if self.batches is None: self.batches = iter(loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers))
         x = to_float(next(self.batches)[0].to(self.device))
         x = random_crop(x, self.cfg.crop)
@@ -127,7 +130,7 @@ def refresh(self:TokenizerTask, x:Tensor, # (B,3,H,H) images
 ):
     "Initialise or revive codes, fit what is fitted; the average takes all of it over at once"
     q,avg = self.model.quantizer, self.ema.model.quantizer
-    old,f = q.codebook.weight.clone(), self.model.latent(x)
+    old,f = q.codebook.weight.clone(), gathered(self.model.latent(x))    # the whole batch: equal random numbers then place equal codes
     if self.fit_edges and k<self.fitting*self.total: self.set_edges(energy_edges(f, q.scales).tolist())
     refresh_codebook(q, f)
     new = (q.codebook.weight!=old).any(1); avg.codebook.weight[new] = q.codebook.weight[new]
@@ -163,7 +166,8 @@ def step(self:TokenizerTask, k:int # step, from 0
     "One optimiser step"
     self.model.train(); x = self.batch(k); gan = bool(self.critic) and k>=self.critic.start; lr = lr_at(k,self.total,self.cfg)
     if k%self.refresh_every==0 and k<.8*self.total: self.refresh(x, k)
-    self.opt.zero_grad(); m = self.parts(k, x, gan, lr/self.cfg.lr)
+    own_seed(self.cfg.seed, k); self.opt.zero_grad()
+    m = mean_values(self.parts(k, x, gan, lr/self.cfg.lr)); mean_gradients(self.model.parameters())
     for g in self.opt.param_groups: g['lr'] = lr
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
     check_finite(dict(grad_norm=norm), k); self.opt.step(); self.ema.update(self.model, k)
@@ -213,9 +217,9 @@ def train_tokenizer(e:Experiment, # tokenizer and its training
     **every, # log_every, save_every, preview_every, progress of `fit`
 )->FRVAE: # the averaged tokenizer
     "Train or resume a tokenizer; the result is in `folder`/tokenizer"
-    cfg = e.train_tokenizer; torch.manual_seed(cfg.seed)
+    cfg,dev = e.train_tokenizer,pick_device(join(device)); torch.manual_seed(cfg.seed)
     run = Run(folder, dict(kind='tokenizer', preset=e.name, data=str(data_name), images=len(data), tokenizer=to_dict(e.tokenizer), train=to_dict(cfg)))
     if tensorboard: run.to_tensorboard()
-    task = TokenizerTask(build_tokenizer(e.tokenizer, pretrained(cfg.init_weights)), data, cfg, pick_device(device), workers)
+    task = TokenizerTask(build_tokenizer(e.tokenizer, pretrained(cfg.init_weights)), data, cfg, dev, workers)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.ema.model

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lr_at', 'adamw', 'EMA', 'flatten', 'unflatten', 'replacing', 'save_state', 'load_state', 'flat_items', 'Run',
-           'seed_step', 'check_finite', 'machine', 'Report', 'fit', 'save_grid', 'pick_device', 'native_bf16',
-           'autocast']
+           'seed_step', 'own_seed', 'check_finite', 'machine', 'Report', 'fit', 'save_grid', 'pick_device',
+           'native_bf16', 'autocast']
 
 # %% ../nbs/12_training.ipynb #dc604d06
 import importlib,json,math,os,platform,re,sys,time,torch
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor,nn
 from tqdm import tqdm
 from .config import TrainConfig,require
+from .distributed import first_goes_first,world
 
 # %% ../nbs/12_training.ipynb #0d60cb33
 def lr_at(step:int, # step about to be taken, from 0
@@ -130,8 +131,9 @@ class Run:
         keep:int=2, # checkpoints kept
     ):
         self.folder,self.keep,self.board = Path(folder),keep,None
-        for d in ('checkpoints','samples'): (self.folder/d).mkdir(parents=True, exist_ok=True)
-        if config is not None: self.check_config(config)
+        with first_goes_first() as self.first:                     # of several processes only the first one writes
+            for d in ('checkpoints','samples'): (self.folder/d).mkdir(parents=True, exist_ok=True)
+            if config is not None: self.check_config(config)
 
     def check_config(self, config:dict):
         "Write config.json, or compare with the one that is there; ValueError names the fields that differ"
@@ -150,6 +152,7 @@ def log(self:Run, step:int, # steps taken
     **values, # numbers or lists of numbers
 ):
     "Append a line to metrics.jsonl, and to TensorBoard's file if there is one"
+    if not self.first: return
     with open(self.folder/'metrics.jsonl','a') as f: f.write(json.dumps(dict(step=step,**values))+'\n')
     if self.board:
         for k,v in values.items():
@@ -159,7 +162,7 @@ def log(self:Run, step:int, # steps taken
 def to_tensorboard(self:Run):
     "From now on log for TensorBoard too, with torch's writer; ImportError says what to install"
     require('tensorboard')
-    self.board = importlib.import_module('torch.utils.tensorboard').SummaryWriter(self.folder/'tensorboard')
+    if self.first: self.board = importlib.import_module('torch.utils.tensorboard').SummaryWriter(self.folder/'tensorboard')
 
 @patch
 def metrics(self:Run)->list: # a dict per line
@@ -178,6 +181,7 @@ def save(self:Run, step:int, # steps taken
     state, # nested state
 ):
     "Write a checkpoint, then remove those that are too old"
+    if not self.first: return
     save_state(self.folder/'checkpoints'/f'step_{step:08d}.safetensors', state)
     for old in self.checkpoints()[:-self.keep]: old.unlink()
 
@@ -187,10 +191,17 @@ def latest(self:Run): # state or None
     for path in reversed(self.checkpoints()):
         try: state = load_state(path)
         except ValueError: tqdm.write(f'skipped {path.name}: not a complete checkpoint'); continue
-        kept = [m for m in self.metrics() if m['step']<=state['step']]
-        _write(self.folder/'metrics.jsonl', ''.join(json.dumps(m)+'\n' for m in kept))
-        return state
-    (self.folder/'metrics.jsonl').unlink(missing_ok=True)
+        self.cut_log(state['step']); return state
+    self.cut_log(-1)
+
+@patch
+def cut_log(self:Run, step:int # last one kept
+):
+    "Drop what was logged after a step, or the file if nothing is left"
+    kept,path = [m for m in self.metrics() if m['step']<=step], self.folder/'metrics.jsonl'
+    if not self.first: return
+    if kept: _write(path, ''.join(json.dumps(m)+'\n' for m in kept))
+    else: path.unlink(missing_ok=True)
 
 # %% ../nbs/12_training.ipynb #19684307
 def seed_step(seed:int, # the run's seed
@@ -198,6 +209,12 @@ def seed_step(seed:int, # the run's seed
 ):
     "Make all random numbers of a step a function of (seed, step)"
     torch.manual_seed((seed*1_000_003+step)%2**63)
+
+def own_seed(seed:int, # the run's seed
+    step:int, # the step about to be taken
+):
+    "From now on, every process but the first draws other random numbers: for noise in its own share of the batch"
+    if world()[0]: seed_step(seed-world()[0], step)
 
 def check_finite(values:dict, # name -> number or scalar tensor
     step:int=None, # for the message
@@ -217,9 +234,10 @@ def machine()->dict: # plain data
 @patch
 def note_start(self:Run, step:int # steps already taken
 ):
-    "Append to starts.jsonl: date, command, machine"
+    "Append to starts.jsonl: date, command, machine, processes"
+    if not self.first: return
     command = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    with open(self.folder/'starts.jsonl','a') as f: f.write(json.dumps(dict(step=step, date=datetime.now(timezone.utc).isoformat(timespec='seconds'), command=command, **machine()))+'\n')
+    with open(self.folder/'starts.jsonl','a') as f: f.write(json.dumps(dict(step=step, date=datetime.now(timezone.utc).isoformat(timespec='seconds'), command=command, processes=world()[1], **machine()))+'\n')
 
 # %% ../nbs/12_training.ipynb #d744adf1
 class Report:
@@ -258,16 +276,17 @@ def fit(task, # what is trained, see above
     progress:bool=True, # show a progress bar
 ): # the task
     "Train, or continue to train, until `total` steps are done"
-    state = run.latest() or {}; start, stop = state.get('step',0), min(total, stop_after or total)
+    with first_goes_first(): state = run.latest() or {}
+    start, stop = state.get('step',0), min(total, stop_after or total)
     if state: task.load(state['task'])
-    run.note_start(start); report = Report(run, total, state, batch_size, progress)
+    run.note_start(start); report = Report(run, total, state, batch_size, progress and run.first)
     for k in range(start, stop):
         seed_step(seed, k); values = task.step(k); done = k+1; report.bar.update()
         if done%log_every==0 or done==total: report.line(done, values)
-        if (done%preview_every==0 or done==total) and (found := task.preview(run.folder/'samples', done)): run.log(done, **found)
+        if run.first and (done%preview_every==0 or done==total) and (found := task.preview(run.folder/'samples', done)): run.log(done, **found)
         if done%save_every==0 or done in (total,stop_after): run.save(done, dict(step=done, seconds=report.seconds, task=task.state()))
     report.bar.close()
-    if max(start,stop)>=total and run.checkpoints(): task.finish(run.folder)
+    if run.first and max(start,stop)>=total and run.checkpoints(): task.finish(run.folder)
     return task
 
 # %% ../nbs/12_training.ipynb #dd738beb
