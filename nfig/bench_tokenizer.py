@@ -88,9 +88,9 @@ def _patches(task, line):
         def perceptual(x, x_hat, p=marked(line,'perceptual',task.perceptual.forward)): return p(x, left(line,'perceptual',x_hat))
         yield task.perceptual,'forward',perceptual
     if critic:
-        def judge(x_hat, *args, j=marked(line,'discriminator',critic.judge)): return j(left(line,'discriminator',x_hat), *args)
-        yield from [(critic,'judge',judge), (critic,'learn',marked(line,'discriminator',critic.learn))]
+        yield from [(critic,'judge',marked(line,'discriminator',critic.judge)), (critic,'learn',marked(line,'discriminator',critic.learn))]
 
+# %% ../nbs/20a_bench_tokenizer.ipynb #db90aba8
 @contextmanager
 def watching(task:TokenizerTask, # whose step is taken apart
     line:Timeline, # receives the marks
@@ -192,7 +192,7 @@ def parse_presets(presets:str # 'name:batch,name:batch'
     return [(n,int(b)) for n,b in pairs]
 
 @call_parse
-def bench_tokenizer(presets:str='nfig_tokenizer_paper:2,var_d16:1,small:64', # presets and images a step
+def bench_tokenizer(presets:str='nfig_tokenizer_paper:2,small:64', # presets and images a step
     encode:str='var_d16:4', # whose tokenizer encodes, and how many images; empty for none
     repeats:int=3, # rounds; the tables show medians
     device:str='cpu', # 'cpu' or 'cuda', for the training step
@@ -206,7 +206,7 @@ def bench_tokenizer(presets:str='nfig_tokenizer_paper:2,var_d16:1,small:64', # p
     about = dict(command=' '.join(['nfig_bench_tokenizer',*sys.argv[1:]]), date=datetime.now().isoformat(timespec='seconds'), **machine())
     about['peak'] = round(max(p.flops/min(p.times)/1e9 for p in interleave(matmul_parts('fp32',device), 5, device)), 1); steps,encodes = [],[]
     print(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, load {about['load']}, fp32 product {about['peak']:.0f} GFLOP/s")
+    for n,b in others: encodes.append(encode_report(bench_experiment(n), b, repeats+2)); print(encode_table(encodes[-1]), flush=True)   # in a fresh process, as one that encodes a data set
     for n,b in jobs: steps.append(step_report(n, random_task(get_preset(n),b,device), repeats)); print(step_table(steps[-1]), flush=True)
-    for n,b in others: encodes.append(encode_report(bench_experiment(n), b, repeats)); print(encode_table(encodes[-1]), flush=True)
     path = Path(out)/f"bench_tokenizer_{device.split(':')[0]}.json"; path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(**about, steps=steps, encode=encodes), indent=1)+'\n'); print(f'written to {path}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['world', 'join', 'first_goes_first', 'leave', 'share', 'gathered', 'mean_over', 'sum_over', 'mean_gradients',
-           'mean_values', 'same_everywhere', 'BatchNorm']
+           'mean_values', 'same_everywhere', 'Summed', 'BatchNorm']
 
 # %% ../nbs/03a_distributed.ipynb #adf408a1
 import os,torch
@@ -12,7 +12,6 @@ import torch.distributed as dist
 from contextlib import contextmanager
 from datetime import timedelta
 from torch import Tensor,nn
-from torch.distributed.nn.functional import all_reduce as summed_with_gradient
 
 # %% ../nbs/03a_distributed.ipynb #dedf6110
 def world()->tuple: # (number of this process from 0, number of processes)
@@ -87,17 +86,18 @@ def mean_gradients(params, # of a model
         flat = mean_over(torch.cat([g.flatten() for g in group])); at = 0
         for g in group: g.copy_(flat[at:at+g.numel()].view_as(g)); at += g.numel()
 
+def _by_type(tensors): # (dtype, tensors) in the order of appearance
+    found = {}
+    for t in tensors: found.setdefault(t.dtype,[]).append(t)
+    return found.items()
+
+# %% ../nbs/03a_distributed.ipynb #274b5e5a
 def mean_values(values:dict # name -> tensor, the same names and shapes everywhere
 )->dict: # name -> mean over the processes, float32
     "The numbers of a step's log, in one exchange"
     if world()[1]==1: return values
     flat = mean_over(torch.cat([v.detach().float().flatten() for v in values.values()]))
     return {k:o.view(v.shape) for (k,v),o in zip(values.items(), flat.split([v.numel() for v in values.values()]))}
-
-def _by_type(tensors): # (dtype, tensors) in the order of appearance
-    found = {}
-    for t in tensors: found.setdefault(t.dtype,[]).append(t)
-    return found.items()
 
 @torch.no_grad()
 def same_everywhere(module:nn.Module): # whose parameters and buffers become those of the first process
@@ -106,13 +106,21 @@ def same_everywhere(module:nn.Module): # whose parameters and buffers become tho
     for t in [*module.parameters(),*module.buffers()]: dist.broadcast(t.detach(), 0)
 
 # %% ../nbs/03a_distributed.ipynb #3b8b30e2
+class Summed(torch.autograd.Function):
+    "Sum over the processes; so is its gradient"
+    @staticmethod
+    def forward(ctx, t): return sum_over(t)
+    @staticmethod
+    def backward(ctx, g): return sum_over(g.contiguous())
+
 class BatchNorm(nn.BatchNorm2d):
     "Batch norm with the statistics of the whole batch, whatever the number of processes"
     def forward(self, x:Tensor)->Tensor: # (B,C,h,w) -> the same
+        "Normalise; in training with the statistics of all processes' shares"
         if not self.training or world()[1]==1: return super().forward(x)
         n = x.numel()//x.shape[1]*world()[1]
-        mean = summed_with_gradient(x.sum((0,2,3)))/n
-        var = summed_with_gradient((x-mean[:,None,None]).square().sum((0,2,3)))/n
+        mean = Summed.apply(x.sum((0,2,3)))/n
+        var = Summed.apply((x-mean[:,None,None]).square().sum((0,2,3)))/n
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum); self.running_var.lerp_(var*n/(n-1), self.momentum); self.num_batches_tracked += 1
         y = (x-mean[:,None,None])*(var+self.eps).rsqrt()[:,None,None]

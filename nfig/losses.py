@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['perceptuals', 'gan_losses', 'reconstruction_loss', 'find_vgg', 'load_vgg', 'PerceptualLoss', 'EffNetFeatures',
            'FeatureDistance', 'build_perceptual', 'hinge_d_loss', 'nonsaturating_d_loss', 'hinge_g_loss',
-           'nonsaturating_g_loss', 'adaptive_weight', 'LeCam']
+           'nonsaturating_g_loss', 'length_ratio', 'adaptive_weight', 'LeCam']
 
 # %% ../nbs/09_losses.ipynb #11d182f6
 import hashlib,warnings
@@ -166,14 +166,21 @@ def nonsaturating_g_loss(fake:Tensor, # D's logits on reconstructions
 gan_losses = dict(hinge=(hinge_d_loss,hinge_g_loss), nonsaturating=(nonsaturating_d_loss,nonsaturating_g_loss)) # name -> (discriminator's, decoder's)
 
 # %% ../nbs/09_losses.ipynb #1b9110d5
+def length_ratio(rec:Tensor, # gradient of the reconstruction loss, any shape
+    gan:Tensor, # gradient of the GAN loss, for the same weights
+    largest:float=1e4, # upper limit
+)->Tensor: # scalar without gradient
+    "How much longer the first is than the second, over all processes"
+    rec,gan = (mean_over(g.detach().float()).norm() for g in (rec,gan))
+    return (rec/(gan+1e-6)).clamp(max=largest)
+
 def adaptive_weight(rec_loss:Tensor, # scalar: reconstruction, with the perceptual term
     gan_loss:Tensor, # scalar: the decoder's GAN loss
     last_layer:Tensor, # weight of the decoder's last layer
     largest:float=1e4, # upper limit
 )->Tensor: # scalar without gradient
     "Weight that gives `gan_loss` the same pull on `last_layer` as `rec_loss` (VQGAN, Esser et al. 2021, Eq. 7)"
-    rec,gan = [mean_over(torch.autograd.grad(l, last_layer, retain_graph=True)[0].float()).norm() for l in (rec_loss,gan_loss)]
-    return (rec/(gan+1e-6)).clamp(max=largest).detach()
+    return length_ratio(*(torch.autograd.grad(l, last_layer, retain_graph=True)[0] for l in (rec_loss,gan_loss)), largest)
 
 # %% ../nbs/09_losses.ipynb #b52c699b
 class LeCam(nn.Module):

@@ -74,6 +74,7 @@ def parse_shard(text:str # '1/4'
     if not (i.isdecimal() and n.isdecimal() and int(i)<int(n)): raise ValueError(f"shard {text!r} given, expected a part of all parts counted from 0, as 0/2 and 1/2")
     return int(i),int(n)
 
+# %% ../nbs/16a_study.ipynb #45ee0b73
 @call_parse
 def study(
     data:str='cifar10', # as for nfig_train_tokenizer; its held-out part is measured
@@ -126,6 +127,7 @@ def difference(a, # results of one case
 def best_case(found:dict, # from `read_study`
     key:str, # of `measures`
 )->str: # the name of the case with the best mean
+    "The case with the best mean"
     return max(found, key=lambda c: measures[key]*mean(r[key] for r in found[c]))
 
 # %% ../nbs/16a_study.ipynb #c8b76ecd
@@ -133,7 +135,7 @@ def study_table(found:dict, # from `read_study`
     against:str='VAR', # case that the others are compared with
 )->str: # markdown
     "Means, standard deviations over seeds, and what is clearly better (bold) or worse (italic) than one of them"
-    def cell(c, k):
+    def cell(c, k): # a case's mean of one measure, marked if it is clearly another than the reference's
         v = [r[k] for r in found[c]]; d,z = difference(found[c],found[against],k) if against in found else (0,0)
         text = f'{mean(v):.4g}'+(f' ± {stdev(v):.2g}' if len(v)>1 else '')
         return (f'**{text}**' if d*measures[k]>0 else f'*{text}*') if abs(z)>3 and c!=against else text

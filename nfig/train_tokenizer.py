@@ -17,7 +17,7 @@ from .distributed import gathered,join,mean_gradients,mean_values,same_everywher
 from .discriminator import build_discriminator,diff_augment
 from .images import ImageData
 from .frequency import energy_edges,low_masks,power_spectrum
-from .losses import LeCam,adaptive_weight,build_perceptual,gan_losses
+from .losses import LeCam,build_perceptual,gan_losses,length_ratio
 from .quantizer import BandTarget,codebook_stats,refresh_codebook
 from .tokenizer import FRVAE,build_tokenizer
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,own_seed,pick_device,save_grid
@@ -45,14 +45,12 @@ def pretrained(weights:str, # 'random', a file or folder, or '' for timm's own
     return False if weights=='random' else weights or True
 
 @patch
-def judge(self:Critic, x_hat:Tensor, # (B,3,H,H) reconstruction, with gradient
-    rec:Tensor, # scalar reconstruction loss
-    last:nn.Parameter, # last layer of the decoder
-)->tuple: # (weighted loss, its adaptive weight), scalars
-    "What the tokenizer has to answer for"
-    loss = self.g_loss(self.model(diff_augment(x_hat)))
-    w = adaptive_weight(rec, loss, last)
-    return self.cfg.gan*w*loss, w
+def judge(self:Critic, y:Tensor, # (B,3,H,H) reconstruction that requires a gradient
+)->tuple: # (scalar loss, its gradient (B,3,H,H) at `y`)
+    "What the tokenizer has to answer for; no gradient goes to the critic's own weights"
+    with autocast(y.device, self.cfg.amp): logits = self.model(diff_augment(y))
+    loss = self.g_loss(logits.float())
+    return loss.detach(), torch.autograd.grad(loss, y)[0]
 
 # %% ../nbs/13_train_tokenizer.ipynb #d264a2d2
 @patch
@@ -63,7 +61,7 @@ def learn(self:Critic, x:Tensor, # (B,3,H,H) images
     "One step of the discriminator"
     self.model.train()
     for g in self.opt.param_groups: g['lr'] = lr*(self.cfg.critic_lr or self.cfg.lr)
-    real,fake = self.model(diff_augment(x)), self.model(diff_augment(x_hat.detach()))
+    with autocast(x.device, self.cfg.amp): real,fake = (self.model(diff_augment(o)).float() for o in (x,x_hat.detach()))
     loss = self.d_loss(real, fake) + (self.cfg.lecam*self.lecam(real, fake) if self.cfg.lecam else 0.)
     self.opt.zero_grad(); loss.backward(); mean_gradients(self.model.parameters())
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
@@ -92,13 +90,14 @@ class TokenizerTask:
         for m in (self.model,self.ema.model,*filter(None,[self.critic])): same_everywhere(m)
         if cfg.compile: self.model.encoder.compile(); self.model.decoder.compile()   # in place: names of weights stay
 
-    def batch(self, k:int # step
-    )->Tensor: # (B,3,H,H) in [-1,1]
-        "The images of step k, or this process's share of them, cropped and mirrored at random"
-        if self.batches is None: self.batches = iter(loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers))
-        x = to_float(next(self.batches)[0].to(self.device))
-        x = random_crop(x, self.cfg.crop)
-        return (random_flip(x) if self.cfg.flip else x).contiguous(memory_format=torch.channels_last)
+# %% ../nbs/13_train_tokenizer.ipynb #f638b5ca
+@patch
+def batch(self:TokenizerTask, k:int # step
+)->Tensor: # (B,3,H,H) in [-1,1]
+    "The images of step k, or this process's share of them, cropped and mirrored at random"
+    if self.batches is None: self.batches = iter(loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers))
+    x = random_crop(to_float(next(self.batches)[0].to(self.device)), self.cfg.crop)
+    return (random_flip(x) if self.cfg.flip else x).contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/13_train_tokenizer.ipynb #821990bd
 def psnr(x_hat:Tensor, # (B,3,H,W) in [-1,1]
@@ -107,16 +106,29 @@ def psnr(x_hat:Tensor, # (B,3,H,W) in [-1,1]
     "Peak signal-to-noise ratio over the batch"
     return 10*torch.log10(4/(x_hat.detach().clamp(-1,1)-x).pow(2).mean().clamp(min=1e-12))
 
+# %% ../nbs/13_train_tokenizer.ipynb #83d563a4
 @patch
 def losses(self:TokenizerTask, x:Tensor, # (B,3,H,H) images
     gan:bool, # has the critic started?
-)->tuple: # (terms: name -> weighted scalar, x_hat, Quantized)
-    "The terms of Eq. 10"
+)->tuple: # (terms: name -> weighted scalar, x_hat, gradient of all but the quantiser's term at x_hat, Quantized)
+    "The terms of Eq. 10; what judges the picture goes backward to the picture, once"
     with autocast(self.device, self.cfg.amp): x_hat,z = self.model(x)
-    terms = dict(pixel=self.cfg.pixel*(x_hat-x).pow(2).mean(), quantiser=z.loss)
-    if self.perceptual: terms['perceptual'] = self.cfg.perceptual*self.perceptual(x,x_hat).mean()
-    if gan: terms['gan'],self.gan_weight = self.critic.judge(x_hat, terms['pixel']+terms.get('perceptual',0.), self.last_layer())
-    return terms, x_hat, z
+    y = x_hat.detach().requires_grad_().view_as(x_hat)         # a view, for counters of operations stumble over gradients of leaves
+    terms = dict(pixel=self.cfg.pixel*(y-x).pow(2).mean(), quantiser=z.loss)
+    if self.perceptual: terms['perceptual'] = self.cfg.perceptual*self.perceptual(x,y).mean()
+    g = torch.autograd.grad(terms['pixel']+terms.get('perceptual',0.), y)[0]
+    if gan:
+        loss,g_gan = self.critic.judge(y); self.gan_weight = self.adaptive(x_hat, g, g_gan)
+        terms['gan'] = self.cfg.gan*self.gan_weight*loss; g = g+self.cfg.gan*self.gan_weight*g_gan
+    return terms, x_hat, g, z
+
+@patch
+def adaptive(self:TokenizerTask, x_hat:Tensor, # (B,3,H,H) reconstruction, with its graph
+    rec:Tensor, # gradient of the reconstruction's terms at x_hat
+    gan:Tensor, # gradient of the critic's verdict at x_hat
+)->Tensor: # scalar
+    "`adaptive_weight` from gradients at the picture: they go on to the last layer, and no further"
+    return length_ratio(*(torch.autograd.grad(x_hat, self.last_layer(), g, retain_graph=True)[0] for g in (rec,gan)))
 
 @patch
 def last_layer(self:TokenizerTask)->nn.Parameter: # the weights that turn features into pixels, of either decoder
@@ -153,13 +165,14 @@ def parts(self:TokenizerTask, k:int, # step
     "Gradients of a batch, part by part; the critic's steps"
     seen,n = [],self.cfg.accumulate
     for part in x.chunk(n):
-        terms,x_hat,z = self.losses(part, gan); loss = sum(terms.values())
-        check_finite(terms, k); (loss/n).backward()
-        m = dict(loss=loss, **terms, psnr=psnr(x_hat,part), stage_error=z.errors, **(dict(gan_weight=self.gan_weight) if gan else {}))
+        terms,x_hat,g,z = self.losses(part, gan); check_finite(terms, k)
+        torch.autograd.backward([x_hat, z.loss], [g/n, z.loss.new_tensor(1/n)])
+        m = dict(loss=sum(terms.values()), **terms, psnr=psnr(x_hat,part), stage_error=z.errors, **(dict(gan_weight=self.gan_weight) if gan else {}))
         if gan: m |= self.critic.learn(part, x_hat, lr)
         seen.append({n:v.detach() for n,v in m.items()})
     return {n:torch.stack([m[n] for m in seen]).mean(0) for n in seen[0]}
 
+# %% ../nbs/13_train_tokenizer.ipynb #a45f9bef
 @patch
 def step(self:TokenizerTask, k:int # step, from 0
 )->dict: # numbers for the log

@@ -194,6 +194,7 @@ def latest(self:Run): # state or None
         self.cut_log(state['step']); return state
     self.cut_log(-1)
 
+# %% ../nbs/12_training.ipynb #63dcd980
 @patch
 def cut_log(self:Run, step:int # last one kept
 ):
