@@ -102,14 +102,14 @@ def study(
         print(f"{c}, seed {s}: {r['psnr']:.2f} dB, {r['about']['seconds']:.0f} s", flush=True)
 
 # %% ../nbs/16a_study.ipynb #2f0322fe
-measures = {'psnr':1, 'ssim':1, 'EffNetLite0 distance':-1, 'FD-EffNetLite0':-1, 'keep':1, 'keep_high':1, 'use':1} # name -> 1 if more is better
+measures = {'psnr':1, 'ssim':1, 'EffNetLite0 distance':-1, 'FD-EffNetLite0':-1, 'keep':1, 'use':1, 'rest':-1} # name -> 1 if more is better
 
 def read_study(folder, # of results, for one data set
 )->dict: # case -> list of results, by seed
     "All results in a folder; FileNotFoundError if there are none"
     found = {}
     for p in sorted(Path(folder).glob('*.json')):
-        r = json.loads(p.read_text()); r['use'] = min(c['used']/c['could'] for c in r['codes'])
+        r = json.loads(p.read_text()); r['use'],r['rest'] = min(c['used']/c['could'] for c in r['codes']),r['error_whole'][-1]
         found.setdefault(r['case'],[]).append(r)
     if not found: raise FileNotFoundError(f"no results in {folder}: run nfig_study first")
     return found
