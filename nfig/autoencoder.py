@@ -139,7 +139,7 @@ class CNNDecoder(nn.Module):
 # %% ../nbs/05_autoencoder.ipynb #84b422db
 def fetch_hint(name:str)->str: # timm's name of a model
     "What to do where weights are missing"
-    return f"Fetch model.safetensors from timm/{name} on the Hugging Face hub with a machine that has network, and give the path of the file or of its folder; pretrained=False starts from random weights"
+    return f"Fetch model.safetensors from timm/{name} on the Hugging Face hub with a machine that has network, and give the path of the file or of its folder (--init_weights or --dino on the command line, pretrained= in Python); 'random' there, or False here, starts from random weights"
 
 def weight_file(path, # a weight file, or a folder with model.safetensors or pytorch_model.bin in it
     name:str, # timm's name of the model, for the message
