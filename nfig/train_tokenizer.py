@@ -211,12 +211,15 @@ def spectrum_image(x:Tensor, # (B,3,H,H) images
 @torch.no_grad()
 def preview(self:TokenizerTask, folder:Path, k:int):
     "Originals, reconstructions, what the first stages alone would give, and the spectra of the first two"
+    if world()[0]: return
     x = to_float(self.data.__getitems__(list(range(0,len(self.data),max(1,len(self.data)//12)))[:12])[0].to(self.device))
     parts = self.ema.model.partial_decodes(self.ema.model.encode(x))
     save_grid([x, parts[-1], *parts[:-1], spectrum_image(x), spectrum_image(parts[-1])], folder/f'step_{k:08d}.png')
 
 @patch
-def finish(self:TokenizerTask, folder:Path): self.ema.model.save_pretrained(folder/'tokenizer')
+def finish(self:TokenizerTask, folder:Path):
+    "The averaged tokenizer, ready to be loaded"
+    if world()[0]==0: self.ema.model.save_pretrained(folder/'tokenizer')
 
 # %% ../nbs/13_train_tokenizer.ipynb #76e77646
 def train_tokenizer(e:Experiment, # tokenizer and its training
