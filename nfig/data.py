@@ -6,8 +6,8 @@
 __all__ = ['fashion_classes', 'cifar_classes', 'where', 'cache', 'assets', 'loaders', 'epoch_order', 'batches', 'split_names',
            'split_folder', 'files_below', 'load_folder', 'parquet_files', 'label_names', 'read_table', 'load_parquet',
            'places', 'first_found', 'read_idx', 'square', 'from_arrays', 'fetch', 'load_fashion', 'load_cifar',
-           'load_bundled', 'load_data', 'loader', 'ImageData', 'from_files', 'random_crop', 'random_flip', 'to_float',
-           'to_uint8']
+           'load_bundled', 'load_data', 'read_batches', 'loader', 'ImageData', 'from_files', 'random_crop',
+           'random_flip', 'to_float', 'to_uint8']
 
 # %% ../nbs/11_data.ipynb #15997f67
 import gzip,importlib,json,os,re
@@ -234,6 +234,14 @@ def load_data(name_or_path, # a key of `loaders`, a folder of class folders, a P
     return (load_parquet if parquet else load_folder)(path, size, split)
 
 # %% ../nbs/11_data.ipynb #f2fff3dd
+def read_batches(data:ImageData, # what `load_data` gave
+    order, # iterable of batches' indices
+    workers:int=0, # processes that decode, for data that is not in memory
+): # iterator of ((B,3,H,W) uint8, (B,) int64)
+    "Images and labels of these batches, one after the other"
+    if not data.lazy: return map(data.__getitems__, order)
+    return iter(DataLoader(data, batch_sampler=order, collate_fn=tuple, num_workers=workers))
+
 def loader(data:ImageData, # what `load_data` gave
     batch_size:int, # images a batch
     seed:int=0, # of the order
@@ -241,6 +249,4 @@ def loader(data:ImageData, # what `load_data` gave
     workers:int=0, # processes that decode, for data that is not in memory
 ): # endless iterator of ((B,3,H,W) uint8, (B,) int64)
     "Batches of images and labels in the order of `batches`; of each, this process's share"
-    order = map(share, batches(len(data), batch_size, seed, start_step))
-    if not data.lazy: return map(data.__getitems__, order)
-    return iter(DataLoader(data, batch_sampler=order, collate_fn=tuple, num_workers=workers))
+    return read_batches(data, map(share, batches(len(data), batch_size, seed, start_step)), workers)
