@@ -66,6 +66,7 @@ class TransformerConfig:
     drop_path:float=None # stochastic depth at the last block; 0.1*depth/24 if not given
     label_drop:float=.1 # share of labels replaced by "no class" in training, for guidance
     gamma_init:float=1e-3 # scale of the residual gates at the start
+    shared_ada:bool=False # one modulation layer for all blocks, as VAR's 512-pixel models have it
     order:str='stages' # what one step predicts: 'stages' (a whole grid) or 'raster' (one token)
 
     def __post_init__(self):
@@ -75,7 +76,7 @@ class TransformerConfig:
         if self.width%self.heads: raise ValueError(f"width {self.width} cannot be shared by {self.heads} heads: make width a multiple of heads")
         if self.order not in ('stages','raster'): raise ValueError(f"unknown order {self.order!r}: choose 'stages' (a whole grid a step) or 'raster' (a token a step)")
 
-# %% ../nbs/00_config.ipynb #8851f09b
+# %% ../nbs/00_config.ipynb #38da928d
 @patch(as_prop=True)
 def grids(self:TransformerConfig)->tuple: # sides
     "The grids that are predicted one after the other: the scales, or single tokens in raster order"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['stage_of', 'block_causal_mask', 'KVCache', 'attend', 'SetLength', 'CosineAttention', 'modulate', 'drop_gate', 'MLP',
-           'AdaLNBlock', 'NFIGTransformer', 'init_weights', 'drop_labels']
+           'Shift', 'AdaLNBlock', 'NFIGTransformer', 'init_weights', 'drop_labels']
 
 # %% ../nbs/07_transformer.ipynb #eb969db5
 import torch
@@ -132,6 +132,13 @@ class MLP(nn.Sequential):
         hidden:int, # channels between
     ): super().__init__(nn.Linear(dim,hidden), nn.GELU(approximate='tanh'), nn.Linear(hidden,dim))
 
+# %% ../nbs/07_transformer.ipynb #690a87a6
+class Shift(nn.Module):
+    "Adds a vector"
+    def __init__(self, dim:int # numbers
+    ): super().__init__(); self.shift = nn.Parameter(torch.randn(dim)*(6/dim)**.5)
+    def forward(self, x:Tensor)->Tensor: return x+self.shift   # (B,dim)
+
 # %% ../nbs/07_transformer.ipynb #8ab5f0a8
 class AdaLNBlock(nn.Module):
     "Attention and MLP, modulated by the class"
@@ -139,13 +146,14 @@ class AdaLNBlock(nn.Module):
         heads:int, # attention heads
         hidden:int, # channels inside the MLP
         drop_path:float=0., # probability of dropping a branch in training
+        shared:bool=False, # `modulation` gets what one layer made for all blocks, and adds the block's own
     ):
         super().__init__()
         self.drop_path = drop_path
         self.attn,self.mlp = CosineAttention(dim,heads), MLP(dim,hidden)
-        self.ada = nn.Sequential(nn.SiLU(), nn.Linear(dim,6*dim))   # rows: gamma1, gamma2, scale1, scale2, shift1, shift2
+        self.ada = Shift(6*dim) if shared else nn.Sequential(nn.SiLU(), nn.Linear(dim,6*dim))   # rows: gamma1, gamma2, scale1, scale2, shift1, shift2
 
-    def modulation(self, cond:Tensor # (B,D) class embedding
+    def modulation(self, cond:Tensor # (B,D) class embedding, or (B,6D) if shared
     )->tuple: # six tensors (B,1,D)
         "Gates, scales and shifts; the same for all tokens and stages of an image"
         return self.ada(cond).unflatten(1,(6,1,-1)).unbind(1)
@@ -171,7 +179,8 @@ class NFIGTransformer(nn.Module):
         self.word_embed,self.level_embed = nn.Linear(c.latent_dim,d), nn.Embedding(len(c.scales),d)
         self.pos_start,self.pos_embed = nn.Parameter(torch.empty(1,self.ends[0],d)), nn.Parameter(torch.empty(1,self.ends[-1],d))
         drops = [c.drop_path*i/max(1,c.depth-1) for i in range(c.depth)]       # deeper blocks are dropped more often
-        self.blocks = nn.ModuleList(AdaLNBlock(d,c.heads,int(d*c.mlp_ratio),p) for p in drops)
+        self.shared_ada = nn.Sequential(nn.SiLU(), nn.Linear(d,6*d)) if c.shared_ada else nn.Identity()
+        self.blocks = nn.ModuleList(AdaLNBlock(d,c.heads,int(d*c.mlp_ratio),p,c.shared_ada) for p in drops)
         self.head_ada,self.head = nn.Sequential(nn.SiLU(), nn.Linear(d,2*d)), nn.Linear(d,c.codebook_size)
         self.register_buffer('mask', block_causal_mask(c.grids), persistent=False)
         self.register_buffer('level', stage_of(c.scales), persistent=False)
@@ -190,7 +199,7 @@ def init_weights(model:NFIGTransformer # changed in place
     model.head.weight.mul_(.02); model.head_ada[1].weight.mul_(.5)
     for b in model.blocks:
         for out in (b.attn.proj, b.mlp[2]): out.weight.div_((2*c.depth)**.5)
-        gates,rest = b.ada[1].weight.split([2*c.width,4*c.width])
+        gates,rest = (b.ada.shift if c.shared_ada else b.ada[1].weight).split([2*c.width,4*c.width])
         gates.mul_(c.gamma_init); rest.mul_(.5)
 
 # %% ../nbs/07_transformer.ipynb #2ffc37dc
@@ -218,7 +227,8 @@ def modulations(self:NFIGTransformer,
     cond:Tensor, # (B,D)
 )->list: # depth+1 tuples of (B,1,D)
     "What the class does to each block, and to the head"
-    return [b.modulation(cond) for b in self.blocks] + [self.head_ada(cond).unflatten(1,(2,1,-1)).unbind(1)]
+    shared = self.shared_ada(cond)
+    return [b.modulation(shared) for b in self.blocks] + [self.head_ada(cond).unflatten(1,(2,1,-1)).unbind(1)]
 
 @patch
 def predict(self:NFIGTransformer,

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from nfig.config import SampleConfig
-from nfig.convert import quantizer_from_var,transformer_from_var,vqvae_from_var
+from nfig.config import SampleConfig,presets
+from nfig.convert import quantizer_from_var,tokenizer_config,transformer_config,transformer_from_var,transformer_to_var,var_scales,vqvae_from_var,vqvae_to_var
 from nfig.generate import NFIGPipeline,generate
+from nfig.transformer import NFIGTransformer,stage_of
 
 scales = (1,2,3,4,6,8)
 fixtures = Path(__file__).parent/'fixtures'
@@ -88,3 +89,19 @@ def test_wrong_file():
     with pytest.raises(ValueError, match="not a VAR autoencoder's checkpoint"): vqvae_from_var(part('transformer','var.'), scales)
     with pytest.raises(ValueError, match='another architecture'):
         transformer_from_var({k:v for k,v in part('transformer','var.').items() if k!='blocks.1.ffn.fc2.bias'})
+
+def published(name):
+    "Names and shapes in one of VAR's published files"
+    rows = [r.split('\t') for r in (fixtures/f'var_{name}_state_dict.tsv').read_text().splitlines()]
+    return {n:tuple(map(int,s.split('x'))) if s else () for n,s,*_ in rows}
+
+def test_published_transformer():
+    "Every tensor of VAR's d16 file has its place, there and back; the meta device has shapes without memory"
+    want = published('d16'); sd = {n:torch.empty(s,device='meta') for n,s in want.items()} | {'lvl_1L': stage_of(var_scales)[None]}
+    with torch.device('meta'): back = transformer_to_var(NFIGTransformer(transformer_config(sd)))
+    assert {n:tuple(t.shape) for n,t in back.items()}==want
+
+def test_published_vqvae():
+    "The small VQ-VAE of the fixture has the tensors of the published one, and both give the configuration of the preset"
+    want = published('vqvae'); assert set(want)==set(part('vqvae','vae.'))==set(vqvae_to_var(vqvae_from_var(part('vqvae','vae.'),scales)))
+    assert tokenizer_config({n:torch.empty(s,device='meta') for n,s in want.items()})==presets['var_d16'].tokenizer
