@@ -35,9 +35,9 @@ class Run:
             if config is not None: self.check_config(config)
 
     def check_config(self, config:dict):
-        "Write config.json, or compare with the one that is there; ValueError names the fields that differ"
+        "Write config.json, or compare with the one of a run that got somewhere; ValueError names the fields that differ"
         path, new = self.folder/'config.json', json.loads(json.dumps(config))
-        if not path.exists(): return write_text(path, json.dumps(new, indent=2)+'\n')
+        if not (path.exists() and (self.metrics() or self.saved.files())): return write_text(path, json.dumps(new, indent=2)+'\n')
         old = dict(flat_items(json.loads(path.read_text())))
         diff = [k for k,v in flat_items(new) if k in old and old[k]!=v]   # a field that did not exist then says nothing
         if diff: raise ValueError(f"{self.folder} holds a run with other settings ({', '.join(diff[:5])}): repeat them to resume it, or choose another folder")
