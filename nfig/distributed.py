@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['world', 'join', 'first_goes_first', 'from_first', 'any_of', 'leave', 'share', 'gathered', 'mean_over', 'sum_over',
-           'mean_gradients', 'mean_values', 'same_everywhere', 'Summed', 'BatchNorm']
+           'mean_values', 'same_everywhere', 'Summed', 'BatchNorm']
 
 # %% ../nbs/03a_distributed.ipynb #adf408a1
 import os,torch
@@ -95,20 +95,6 @@ def sum_over(t:Tensor # the same shape on every process
     if world()[1]==1: return t
     t = t.clone(); dist.all_reduce(t)
     return t
-
-@torch.no_grad()
-def mean_gradients(params, # of a model
-):
-    "Average all gradients over the processes, in one exchange for each type of number"
-    if world()[1]==1: return
-    for kind,group in _by_type(p.grad for p in params if p.grad is not None):
-        flat = mean_over(torch.cat([g.flatten() for g in group])); at = 0
-        for g in group: g.copy_(flat[at:at+g.numel()].view_as(g)); at += g.numel()
-
-def _by_type(tensors): # (dtype, tensors) in the order of appearance
-    found = {}
-    for t in tensors: found.setdefault(t.dtype,[]).append(t)
-    return found.items()
 
 # %% ../nbs/03a_distributed.ipynb #274b5e5a
 def mean_values(values:dict # name -> tensor, the same names and shapes everywhere

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['flat_items', 'Run', 'machine']
 
-# %% ../nbs/10c_runs.ipynb #55b36bd1
+# %% ../nbs/10c_runs.ipynb #08d675bd
 import importlib,json,os,platform,re,sys,torch
 from datetime import datetime,timezone
 from fastcore.basics import patch

@@ -14,12 +14,13 @@ from pathlib import Path
 from torch import Tensor,nn
 from .config import Experiment,TrainConfig,to_dict
 from .data import batches
-from .distributed import join,mean_gradients,mean_values,same_everywhere,share,world
+from .distributed import join,mean_values,same_everywhere,share,world
 from .generate import NFIGPipeline,training_inputs
 from .images import ImageData
 from .tokenizer import FRVAE
+from .parallel import clip_gradients,exchange,full_moments,full_weights,load_moments,load_weights,replicated,sharded
 from .tokens import TokenCache,encode_all,token_cache,weights_hash
-from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,own_seed,pick_device,save_grid
+from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,native_bf16,own_seed,pick_device,save_grid
 from .transformer import NFIGTransformer
 
 # %% ../nbs/14_train_nfig.ipynb #c454bed7
@@ -30,14 +31,29 @@ class TransformerTask:
         labels:Tensor, # (N,) int64
         cfg:TrainConfig, # optimisation
         val:tuple=None, # (tokens (1,M,L), labels (M,)) of held-out images
+        shard:bool=False, # each process keeps a part of the weights, not a copy of all
     ):
         shares = world()[1]*cfg.accumulate
         if cfg.batch_size%shares: raise ValueError(f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size")
         self.pipe,self.model,self.q = pipe, pipe.transformer, pipe.tokenizer.quantizer
         self.tokens,self.labels,self.cfg,self.val,self.total = tokens,labels,cfg,val,cfg.total_steps(len(labels))
         self.device = next(self.model.parameters()).device
-        self.opt,self.ema,self.order = adamw(self.model,cfg), EMA(self.model,cfg.ema), None
+        self.ema,self.order,self.score = EMA(self.model,cfg.ema), None, 'val_loss'
+        for m in (self.model,self.ema.model): same_everywhere(m)
+        self.net = self.spread(self.model, shard)
+        if shard: self.spread(self.ema.model, shard)
+        self.opt = adamw(self.model, cfg)
         self.split = [s*s for s in self.q.scales]
+
+# %% ../nbs/14_train_nfig.ipynb #a5d18454
+@patch
+def spread(self:TransformerTask, model:NFIGTransformer, # plain
+    shard:bool, # parts, or copies
+)->nn.Module: # the one to call
+    "The model on all processes"
+    if not shard: return replicated(model)
+    half = self.cfg.amp and native_bf16(self.device)
+    return sharded(model, [u for b in model.blocks for u in (b.ada,b)], half)
 
 # %% ../nbs/14_train_nfig.ipynb #38a2e771
 @patch
@@ -60,9 +76,10 @@ def parts(self:TransformerTask, tokens:Tensor, # (B,L) this process's part of th
 )->dict: # loss and stage_loss, means over the batch
     "Gradients of a batch, part by part"
     n,seen = self.cfg.accumulate,[]
-    for t,y in zip(tokens.chunk(n), labels.chunk(n)):
-        loss,stages = self.loss(self.model, t, y); check_finite(dict(loss=loss), k)
-        (loss/n).backward(); seen.append((loss.detach(),stages))
+    for i,(t,y) in enumerate(zip(tokens.chunk(n), labels.chunk(n))):
+        with exchange(self.net, i==n-1):
+            loss,stages = self.loss(self.net, t, y); check_finite(dict(loss=loss), k)
+            (loss/n).backward(); seen.append((loss.detach(),stages))
     return dict(zip(('loss','stage_loss'), (torch.stack(v).mean(0) for v in zip(*seen))))
 
 @patch
@@ -72,29 +89,30 @@ def step(self:TransformerTask, k:int # step, from 0
     if self.order is None: self.order = batches(len(self.labels), self.cfg.batch_size, self.cfg.seed, k)
     self.model.train(); rows = next(self.order); view = torch.randint(len(self.tokens),(len(rows),))
     rows,view = share(rows),share(view); own_seed(self.cfg.seed, k)                               # this process's part of the batch
-    self.opt.zero_grad(); m = self.parts(self.tokens[view,rows], self.labels[rows], k); mean_gradients(self.model.parameters())
+    self.opt.zero_grad(); m = self.parts(self.tokens[view,rows], self.labels[rows], k)
     lr = lr_at(k,self.total,self.cfg)
     for g in self.opt.param_groups: g['lr'] = lr
-    norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
+    norm = clip_gradients(self.model, self.cfg.clip)
     self.opt.step(); self.ema.update(self.model, k)
     return mean_values(m) | dict(grad_norm=norm, lr=lr)
 
 # %% ../nbs/14_train_nfig.ipynb #8b50ee30
 @patch
 def state(self:TransformerTask)->dict:
-    "Everything that a resumed run needs"
-    return dict(model=self.model.state_dict(), ema=self.ema.model.state_dict(), opt=self.opt.state_dict())
+    "Everything that a resumed run needs, the same for any number of processes"
+    return dict(model=full_weights(self.model), ema=full_weights(self.ema.model), opt=full_moments(self.model, self.opt))
 
 @patch
 def load(self:TransformerTask, s:dict # from `state`
 ):
     "Take a state back"
-    self.model.load_state_dict(s['model']); self.ema.model.load_state_dict(s['ema']); self.opt.load_state_dict(s['opt']); self.order = None
+    load_weights(self.model, s['model']); load_weights(self.ema.model, s['ema']); load_moments(self.model, self.opt, s['opt']); self.order = None
 
 @patch
 def averaged(self:TransformerTask)->NFIGPipeline:
-    "The pipeline with the averaged transformer"
-    return NFIGPipeline(self.pipe.tokenizer, self.ema.model, self.pipe.classes, self.pipe.sample)
+    "The pipeline with the averaged transformer, whole; every process must call it"
+    avg = NFIGTransformer(self.model.config).to(self.device).eval().requires_grad_(False); avg.load_state_dict(full_weights(self.ema.model, everywhere=True))
+    return NFIGPipeline(self.pipe.tokenizer, avg, self.pipe.classes, self.pipe.sample)
 
 # %% ../nbs/14_train_nfig.ipynb #9d5e7f7b
 @patch
@@ -103,9 +121,8 @@ def preview(self:TransformerTask, folder:Path, # where pictures go
     k:int, # steps done
 )->dict: # held-out loss, if there is anything held out
     "A row of samples for each of the first classes, and the loss on held-out images"
-    n = min(10,len(self.pipe.classes))
-    x = self.averaged()(list(range(n)), n=8, seed=0).unflatten(0,(n,8))
-    save_grid(list(x), folder/f'step_{k:08d}.png')
+    n,pipe = min(10,len(self.pipe.classes)),self.averaged()
+    if world()[0]==0: save_grid(list(pipe(list(range(n)), n=8, seed=0).unflatten(0,(n,8))), folder/f'step_{k:08d}.png')
     if self.val is None: return {}
     parts = [self.loss(self.ema.model, t, y)[0].item() for t,y in zip(self.val[0][0].split(250), self.val[1].split(250))]
     return dict(val_loss=round(sum(parts)/len(parts),6))
@@ -114,7 +131,8 @@ def preview(self:TransformerTask, folder:Path, # where pictures go
 def finish(self:TransformerTask, folder:Path # the run's
 ):
     "The pipeline, ready to be loaded"
-    self.averaged().save_pretrained(folder/'pipeline')
+    pipe = self.averaged()
+    if world()[0]==0: pipe.save_pretrained(folder/'pipeline')
 
 # %% ../nbs/14_train_nfig.ipynb #d5178f42
 def train_nfig(e:Experiment, # transformer, its training and sampling
@@ -126,9 +144,11 @@ def train_nfig(e:Experiment, # transformer, its training and sampling
     stop_after:int=None, # stop early after so many steps in all
     data_name:str='', # noted in the run's config
     compile:bool=False, # compile the transformer first (a minute, then faster steps; needs a C++ compiler)
+    shard:bool=False, # of several processes, each keeps a part of the weights, not a copy of all
     **every, # log_every, save_every, preview_every, progress of `fit`
 )->NFIGPipeline: # tokenizer and averaged transformer
     "Train or resume a transformer on a trained tokenizer"
+    if compile and shard: raise ValueError("compile and shard given together: compile needs whole weights, choose one of the two")
     k, cfg, dev = tokenizer.config, e.train, pick_device(join(device))
     arch = replace(e.transformer, scales=k.scales, codebook_size=k.codebook_size, latent_dim=k.latent_dim, classes=len(data.classes))
     run = Run(folder, dict(kind='transformer', preset=e.name, data=str(data_name), images=len(data.labels), tokenizer_hash=weights_hash(tokenizer), transformer=to_dict(arch), train=to_dict(cfg), sample=to_dict(e.sample)))
@@ -136,8 +156,7 @@ def train_nfig(e:Experiment, # transformer, its training and sampling
     tokens = TokenCache(data.folder,tokenizer) if isinstance(data,TokenCache) else token_cache(run.folder/'tokens', tokenizer, data, flips=cfg.flip, **args)
     if val is not None: val = val.subset(list(range(0,len(val),max(1,len(val)//1000)))[:1000]); val = encode_all(tokenizer, val, flips=False, **args), val.labels
     torch.manual_seed(cfg.seed)
-    task = TransformerTask(NFIGPipeline(tokenizer, NFIGTransformer(arch).to(dev), data.classes, e.sample), tokens, tokens.labels, cfg, val)
-    same_everywhere(task.model); same_everywhere(task.ema.model)
+    task = TransformerTask(NFIGPipeline(tokenizer, NFIGTransformer(arch).to(dev), data.classes, e.sample), tokens, tokens.labels, cfg, val, shard)
     if compile: task.model.compile(dynamic=False)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.averaged()

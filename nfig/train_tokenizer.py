@@ -13,13 +13,14 @@ from pathlib import Path
 from torch import Tensor,nn
 from .config import Experiment,TrainConfig,did_you_mean,to_dict
 from .data import loader,random_crop,random_flip,to_float
-from .distributed import gathered,join,mean_gradients,mean_values,same_everywhere,world
+from .distributed import gathered,join,mean_values,same_everywhere,world
 from .discriminator import build_discriminator,diff_augment
 from .images import ImageData
 from .frequency import energy_edges,low_masks,power_spectrum
 from .losses import LeCam,build_perceptual,gan_losses,length_ratio
 from .quantizer import BandTarget,codebook_stats,refresh_codebook
 from .tokenizer import FRVAE,build_tokenizer
+from .parallel import exchange,replicated
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,own_seed,pick_device,save_grid
 
 # %% ../nbs/13_train_tokenizer.ipynb #b4d5bae5
@@ -35,7 +36,7 @@ class Critic(nn.Module):
         self.cfg,self.start,(self.d_loss,self.g_loss) = cfg,int(cfg.gan_start*total),gan_losses[cfg.gan_loss]
         args = dict(weights=pretrained(cfg.dino)) if cfg.discriminator=='dino' else {}
         self.model,self.lecam = build_discriminator(cfg.discriminator, image_size=image_size, **args), LeCam()
-        self.to(device)
+        self.to(device); object.__setattr__(self, 'net', replicated(self.model))     # no submodule: its weights are the model's
         own = dict(lr=cfg.critic_lr, weight_decay=cfg.critic_decay)
         self.opt = adamw(self.model, replace(cfg, **{k:v for k,v in own.items() if v is not None}))
 
@@ -61,9 +62,9 @@ def learn(self:Critic, x:Tensor, # (B,3,H,H) images
     "One step of the discriminator"
     self.model.train()
     for g in self.opt.param_groups: g['lr'] = lr*(self.cfg.critic_lr or self.cfg.lr)
-    with autocast(x.device, self.cfg.amp): real,fake = (self.model(diff_augment(o)).float() for o in (x,x_hat.detach()))
+    with autocast(x.device, self.cfg.amp): real,fake = (self.net(diff_augment(o)).float() for o in (x,x_hat.detach()))
     loss = self.d_loss(real, fake) + (self.cfg.lecam*self.lecam(real, fake) if self.cfg.lecam else 0.)
-    self.opt.zero_grad(); loss.backward(); mean_gradients(self.model.parameters())
+    self.opt.zero_grad(); loss.backward()
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
     check_finite(dict(critic=loss, critic_grad_norm=norm)); self.opt.step()
     return dict(critic=loss.detach(), critic_grad_norm=norm, logit_real=real.detach().mean(), logit_fake=fake.detach().mean())
@@ -87,7 +88,8 @@ class TokenizerTask:
         self.opt,self.ema,self.batches = adamw(self.model,cfg), EMA(self.model,cfg.ema), None
         self.perceptual = build_perceptual(cfg.features, cfg.vgg or None).to(device) if cfg.perceptual else None
         self.critic = Critic(cfg, self.total, model.config.image_size, device) if cfg.gan else None
-        for m in (self.model,self.ema.model,*filter(None,[self.critic])): same_everywhere(m)
+        self.net = replicated(self.model)
+        for m in (self.ema.model,*filter(None,[self.critic])): same_everywhere(m)
         if cfg.compile: self.model.encoder.compile(); self.model.decoder.compile()   # in place: names of weights stay
 
 # %% ../nbs/13_train_tokenizer.ipynb #f638b5ca
@@ -112,7 +114,7 @@ def losses(self:TokenizerTask, x:Tensor, # (B,3,H,H) images
     gan:bool, # has the critic started?
 )->tuple: # (terms: name -> weighted scalar, x_hat, gradient of all but the quantiser's term at x_hat, Quantized)
     "The terms of Eq. 10; what judges the picture goes backward to the picture, once"
-    with autocast(self.device, self.cfg.amp): x_hat,z = self.model(x)
+    with autocast(self.device, self.cfg.amp): x_hat,z = self.net(x)
     y = x_hat.detach().requires_grad_().view_as(x_hat)         # a view, for counters of operations stumble over gradients of leaves
     terms = dict(pixel=self.cfg.pixel*(y-x).pow(2).mean(), quantiser=z.loss)
     if self.perceptual: terms['perceptual'] = self.cfg.perceptual*self.perceptual(x,y).mean()
@@ -164,9 +166,10 @@ def parts(self:TokenizerTask, k:int, # step
 )->dict: # name -> mean over the parts
     "Gradients of a batch, part by part; the critic's steps"
     seen,n = [],self.cfg.accumulate
-    for part in x.chunk(n):
-        terms,x_hat,g,z = self.losses(part, gan); check_finite(terms, k)
-        torch.autograd.backward([x_hat, z.loss], [g/n, z.loss.new_tensor(1/n)])
+    for i,part in enumerate(x.chunk(n)):
+        with exchange(self.net, i==n-1):
+            terms,x_hat,g,z = self.losses(part, gan); check_finite(terms, k)
+            torch.autograd.backward([x_hat, z.loss], [g/n, z.loss.new_tensor(1/n)])
         m = dict(loss=sum(terms.values()), **terms, psnr=psnr(x_hat,part), stage_error=z.errors, **(dict(gan_weight=self.gan_weight) if gan else {}))
         if gan: m |= self.critic.learn(part, x_hat, lr)
         seen.append({n:v.detach() for n,v in m.items()})
@@ -180,7 +183,7 @@ def step(self:TokenizerTask, k:int # step, from 0
     self.model.train(); x = self.batch(k); gan = bool(self.critic) and k>=self.critic.start; lr = lr_at(k,self.total,self.cfg)
     if k%self.refresh_every==0 and k<.8*self.total: self.refresh(x, k)
     own_seed(self.cfg.seed, k); self.opt.zero_grad()
-    m = mean_values(self.parts(k, x, gan, lr/self.cfg.lr)); mean_gradients(self.model.parameters())
+    m = mean_values(self.parts(k, x, gan, lr/self.cfg.lr))
     for g in self.opt.param_groups: g['lr'] = lr
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
     check_finite(dict(grad_norm=norm), k); self.opt.step(); self.ema.update(self.model, k)

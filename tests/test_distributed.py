@@ -1,58 +1,132 @@
-"One process and two: the same command, the same run. Processors connected by Gloo; GPUs take the same path through NCCL."
-import json,os,subprocess,sys
-
-import pytest
-import torch
-
-from nfig.tokenizer import FRVAE
-
-program = '''
-import sys,json
+"""One process and two: the same run. Processors connected by Gloo; GPUs take the same path through NCCL. One start of `torchrun` does all that
+goes well, one each what does not, since most of the time goes into starting."""
+import json,os,signal,subprocess,sys,time
 from dataclasses import replace
+from pathlib import Path
+
+import pytest,torch
 from nfig.config import get_preset
 from nfig.data import load_data
-from nfig.distributed import leave
+from nfig.generate import NFIGPipeline
+from nfig.tokenizer import FRVAE
+from nfig.train_nfig import train_nfig
 from nfig.train_tokenizer import train_tokenizer
-out,changes,tok,stop = sys.argv[1],json.loads(sys.argv[2]),json.loads(sys.argv[3]),int(sys.argv[4])
-e = get_preset('tiny', tokenizer=tok, train_tokenizer=dict(steps=12,batch_size=16,warmup=.5)|changes)
-train_tokenizer(e, load_data('fashion-mnist-5k'), out, device='cpu', log_every=1, save_every=6, preview_every=6, progress=False, stop_after=stop or None)
-leave()
+from nfig.training import Run
+
+def torchrun(folder, program, *args, n=2):
+    "A program run by `n` processes"
+    (folder/'program.py').write_text(program)
+    return subprocess.run([sys.executable,'-m','torch.distributed.run','--standalone','--nproc-per-node',str(n),'program.py',*args], cwd=folder,
+                          capture_output=True, text=True, timeout=300, env=dict(os.environ,OMP_NUM_THREADS='1'))
+
+# What goes well
+
+every = dict(log_every=1, save_every=4, preview_every=8, progress=False, device='cpu')
+short = dict(steps=8, batch_size=16, warmup=.5, lr=1e-3, amp=False)
+fitted   = get_preset('tiny', tokenizer=dict(gains=True, division='energy'), train_tokenizer=short|dict(accumulate=2, crop=.8))      # flips, crops, parts, gains, fitted bands
+critical = get_preset('tiny', train_tokenizer=short|dict(gan=.5, gan_start=.2, lecam=.01))
+drawn    = get_preset('tiny', train=short|dict(accumulate=2), transformer=dict(label_drop=0., drop_path=0.))                         # noise falls differently on shares
+
+program = '''
+import os,signal,sys
+sys.path.insert(0, sys.argv[1])
+from test_distributed import *
+from nfig.distributed import join,leave,world
+from nfig.train_nfig import TransformerTask
+join('cpu'); data = load_data('fashion-mnist-5k').subset(range(400))
+def refusal(e):
+    try: train_tokenizer(e, data, 'refused', **every)
+    except ValueError as e: return str(e)
+train_tokenizer(fitted, data, 'fitted2', **every)
+for stop in (4,None): train_tokenizer(critical, data, 'critical2', stop_after=stop, **every)
+train_tokenizer(critical, data, 'critical', stop_after=4, **every)
+tok = FRVAE.from_pretrained('critical2/tokenizer')
+train_nfig(drawn, tok, data, 'copies', val=data, **every)
+train_nfig(drawn, tok, data, 'shards', val=data, shard=True, stop_after=4, **every)
+train_nfig(drawn, tok, data, 'shards1', shard=True, stop_after=4, **every)
+train_nfig(drawn, tok, data, 'shards', val=data, shard=True, **every)
+if world()[0]: print('REFUSED', refusal(replace(fitted, train_tokenizer=replace(fitted.train_tokenizer, batch_size=18, accumulate=5))))
+else: refusal(replace(fitted, train_tokenizer=replace(fitted.train_tokenizer, batch_size=18, accumulate=5)))
+step = TransformerTask.step
+def warned(self, k):
+    if k==2 and world()[0]: os.kill(os.getpid(), signal.SIGUSR1)      # only one of them gets the signal
+    return step(self, k)
+TransformerTask.step = warned
+try: train_nfig(drawn, tok, data, 'warned', **every)
+except SystemExit as e: print('CODE', e.code)
 '''
 
-def train(folder, n, name, train={}, tok={}, stop=0, fails=False):
-    "A short run by n processes; its log"
-    (folder/'program.py').write_text(program)
-    p = subprocess.run([sys.executable,'-m','torch.distributed.run','--standalone','--nproc-per-node',str(n),'program.py',name,json.dumps(train),json.dumps(tok),str(stop)], cwd=folder,
-                       capture_output=True, text=True, timeout=300, env=dict(os.environ,OMP_NUM_THREADS='1'))
-    if fails: assert p.returncode; return p.stderr
-    assert p.returncode==0, p.stderr[-3000:]
-    return [json.loads(l) for l in (folder/name/'metrics.jsonl').read_text().splitlines()]
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "What two processes leave behind"
+    folder = tmp_path_factory.mktemp('two'); res = torchrun(folder, program, str(Path(__file__).parent))
+    assert res.returncode==0, res.stderr[-3000:]
+    return folder,res.stdout+res.stderr
 
-def same(a, b, eps):
+@pytest.fixture(scope='module')
+def data(): return load_data('fashion-mnist-5k').subset(range(400))
+
+def log(folder): return Run(folder).metrics()
+
+def same(a, b, eps=1e-5):
     assert len(a)==len(b)
     for m,n in zip(a,b):
         assert set(m)==set(n)
         for k in set(m)-{'images_per_second','seconds','psnr'}: assert torch.allclose(torch.tensor(m[k],dtype=torch.float64), torch.tensor(n[k],dtype=torch.float64), rtol=eps, atol=eps), (m['step'],k,m[k],n[k])
 
-def test_two_are_as_good_as_one(tmp_path):
-    "Flips, crops, parts, gains and fitted bands: the log of two processes is that of one, number by number"
-    settings = dict(accumulate=2, crop=.8, lr=1e-3, amp=False), dict(gains=True, division='energy')
-    one,two = (train(tmp_path, n, f'by{n}', *settings) for n in (1,2))
-    same(one, two, 1e-5)
-    a,b = (FRVAE.from_pretrained(tmp_path/f'by{n}'/'tokenizer') for n in (1,2))
-    assert a.config.edges==pytest.approx(b.config.edges)
-    pairs = list(zip(a.parameters(),b.parameters()))                     # where a gradient is next to nothing, AdamW follows its rounding
-    assert sum((v-w).square().sum() for v,w in pairs)/sum(v.square().sum() for v,_ in pairs)<1e-5
-    starts = [json.loads((tmp_path/f'by{n}'/'starts.jsonl').read_text())['processes'] for n in (1,2)]
-    assert starts==[1,2] and len(list((tmp_path/'by2'/'samples').iterdir()))==2
+def near(a, b): # where a gradient is next to nothing, AdamW follows its rounding
+    return sum((v-w).square().sum() for v,w in zip(a.parameters(),b.parameters()))/sum(v.square().sum() for v in a.parameters())<1e-5
 
-def test_stopped_and_continued_by_two(tmp_path):
-    "With a critic: both processes resume from one checkpoint, and one process can go on where two stopped"
-    settings = dict(gan=.5, gan_start=.2, lecam=.01)
-    whole = train(tmp_path, 2, 'whole', settings); train(tmp_path, 2, 'parts', settings, stop=6)
-    (other := tmp_path/'other').mkdir(); subprocess.run(['cp','-r',tmp_path/'parts',other/'parts'], check=True)
-    same(whole, train(tmp_path, 2, 'parts', settings), 1e-5)
-    assert len(train(other, 1, 'parts', settings))==12
+def test_tokenizer_by_two_is_that_of_one(two, data):
+    "The log of two processes is that of one, number by number: codebook statistics and fitted bands included"
+    folder,_ = two; tok = train_tokenizer(fitted, data, folder/'fitted1', **every); other = FRVAE.from_pretrained(folder/'fitted2'/'tokenizer')
+    same(log(folder/'fitted1'), log(folder/'fitted2')); assert tok.config.edges==pytest.approx(other.config.edges) and near(tok, other)
+    starts = [json.loads((folder/f'fitted{n}'/'starts.jsonl').read_text())['processes'] for n in (1,2)]
+    assert starts==[1,2] and len(list((folder/'fitted2'/'samples').iterdir()))==1
 
-def test_batch_that_cannot_be_shared(tmp_path):
-    assert 'cannot be split into 6 equal parts (2 processes, accumulate 3)' in train(tmp_path, 2, 'run', dict(accumulate=3,batch_size=15), fails=True)
+def test_critic_by_two_resumed_by_two_and_by_one(two, data):
+    folder,_ = two; train_tokenizer(critical, data, folder/'critical', **every)
+    same(log(folder/'critical2'), log(folder/'critical'))
+
+@pytest.mark.parametrize('way', ['copies','shards'])
+def test_transformer_by_two_is_that_of_one(two, data, way):
+    folder,_ = two
+    if not (folder/'one').exists(): train_nfig(drawn, FRVAE.from_pretrained(folder/'critical2'/'tokenizer'), data, folder/'one', val=data, **every)
+    same(log(folder/'one'), log(folder/way)); a,b = (NFIGPipeline.from_pretrained(folder/o/'pipeline').transformer for o in ('one',way))
+    assert near(a, b)
+
+def test_shards_of_two_resumed_by_one(two, data):
+    folder,_ = two; train_nfig(drawn, FRVAE.from_pretrained(folder/'critical2'/'tokenizer'), data, folder/'shards1', **every)
+    same([m for m in log(folder/'shards') if 'loss' in m], log(folder/'shards1'))
+
+def test_batch_that_cannot_be_shared(two): assert 'cannot be split into 10 equal parts (2 processes, accumulate 5)' in two[1]
+
+def test_signal_to_one_of_two(two):
+    folder,said = two; assert said.count('CODE 75')==2 and 'asked to stop: saved after step 3; the same command continues from there' in said
+    assert [p.stem for p in Run(folder/'warned').checkpoints()]==['step_00000003']
+
+# What does not
+
+dies = '''
+import os,signal,sys,torch
+from torch import nn
+from nfig.cli import friendly
+from nfig.distributed import join,mean_over,world
+from nfig.training import Run,fit
+class Task:
+    def step(self, k):
+        if k==3 and world()[0]==1: raise ValueError('picture 17 is a sonata') if sys.argv[1]=='raises' else os.kill(os.getpid(), signal.SIGKILL)
+        return dict(loss=mean_over(torch.ones(())))
+    def state(self): return {}
+@friendly
+def main(): join('cpu'); fit(Task(), Run('run'), total=100_000, batch_size=1, log_every=10, save_every=2, progress=False)
+main()
+'''
+
+@pytest.mark.parametrize('how,named', [('raises','ValueError: picture 17 is a sonata'), ('is killed','SIGKILL')])
+def test_a_process_that_dies_ends_the_run(tmp_path, how, named):
+    "In seconds, with the process and its error named"
+    began = time.monotonic(); res = torchrun(tmp_path, dies, 'raises' if how=='raises' else 'killed')
+    assert res.returncode and time.monotonic()-began<120, res.stderr[-3000:]
+    assert named in res.stderr and '(local_rank: 1)' in res.stderr, res.stderr[-5000:]
+    assert [p.stem for p in Run(tmp_path/'run').checkpoints()]==['step_00000002']
