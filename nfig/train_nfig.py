@@ -17,8 +17,8 @@ from torch import Tensor,nn
 from tqdm import tqdm
 from .config import Experiment,TrainConfig,to_dict
 from .data import batches,to_float
-from .distributed import first_goes_first,join,mean_gradients,mean_values,same_everywhere,share
-from .generate import NFIGPipeline
+from .distributed import first_goes_first,join,mean_gradients,mean_values,same_everywhere,share,world
+from .generate import NFIGPipeline,training_inputs
 from .images import ImageData
 from .tokenizer import FRVAE
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,own_seed,pick_device,save_grid
@@ -76,6 +76,8 @@ class TransformerTask:
         cfg:TrainConfig, # optimisation
         val:tuple=None, # (tokens (1,M,L), labels (M,)) of held-out images
     ):
+        shares = world()[1]*cfg.accumulate
+        if cfg.batch_size%shares: raise ValueError(f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size")
         self.pipe,self.model,self.q = pipe, pipe.transformer, pipe.tokenizer.quantizer
         self.tokens,self.labels,self.cfg,self.val,self.total = tokens,labels,cfg,val,cfg.total_steps(len(labels))
         self.device = next(self.model.parameters()).device
@@ -90,12 +92,24 @@ def loss(self:TransformerTask, model:nn.Module, # transformer
 )->tuple: # (loss, loss of each stage (n,))
     "Cross entropy (Eq. 11), averaged over tokens"
     t,labels = tokens.to(self.device).long(), labels.to(self.device)
-    with torch.no_grad(): inputs = self.q.teacher_inputs(list(t.split(self.split,1)))           # (B,L-1,C)
+    with torch.no_grad(): inputs = training_inputs(self.q, list(t.split(self.split,1)), self.pipe.transformer.config.order)   # (B,L-1,C)
     with autocast(self.device, self.cfg.amp): logits = model(labels, inputs)
     ce = F.cross_entropy(logits.float().transpose(1,2), t, reduction='none', label_smoothing=self.cfg.label_smooth)   # (B,L)
     return ce.mean(), torch.stack([o.mean() for o in ce.detach().split(self.split,1)])
 
 # %% ../nbs/14_train_nfig.ipynb #9c853b63
+@patch
+def parts(self:TransformerTask, tokens:Tensor, # (B,L) this process's part of the batch
+    labels:Tensor, # (B,)
+    k:int=None, # step, for messages
+)->dict: # loss and stage_loss, means over the batch
+    "Gradients of a batch, part by part"
+    n,seen = self.cfg.accumulate,[]
+    for t,y in zip(tokens.chunk(n), labels.chunk(n)):
+        loss,stages = self.loss(self.model, t, y); check_finite(dict(loss=loss), k)
+        (loss/n).backward(); seen.append((loss.detach(),stages))
+    return dict(zip(('loss','stage_loss'), (torch.stack(v).mean(0) for v in zip(*seen))))
+
 @patch
 def step(self:TransformerTask, k:int # step, from 0
 )->dict: # numbers for the log
@@ -103,13 +117,12 @@ def step(self:TransformerTask, k:int # step, from 0
     if self.order is None: self.order = batches(len(self.labels), self.cfg.batch_size, self.cfg.seed, k)
     self.model.train(); rows = next(self.order); view = torch.randint(len(self.tokens),(len(rows),))
     rows,view = share(rows),share(view); own_seed(self.cfg.seed, k)                               # this process's part of the batch
-    loss,stages = self.loss(self.model, self.tokens[view,rows], self.labels[rows]); lr = lr_at(k,self.total,self.cfg)
-    check_finite(dict(loss=loss), k)
+    self.opt.zero_grad(); m = self.parts(self.tokens[view,rows], self.labels[rows], k); mean_gradients(self.model.parameters())
+    lr = lr_at(k,self.total,self.cfg)
     for g in self.opt.param_groups: g['lr'] = lr
-    self.opt.zero_grad(); loss.backward(); mean_gradients(self.model.parameters())
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
     self.opt.step(); self.ema.update(self.model, k)
-    return mean_values(dict(loss=loss, stage_loss=stages)) | dict(grad_norm=norm, lr=lr)
+    return mean_values(m) | dict(grad_norm=norm, lr=lr)
 
 # %% ../nbs/14_train_nfig.ipynb #8b50ee30
 @patch

@@ -166,14 +166,14 @@ class NFIGTransformer(nn.Module):
     def __init__(self, config:TransformerConfig # all sizes
     ):
         super().__init__()
-        c,d = config,config.width; self.config,self.ends = c, list(accumulate(s*s for s in c.scales))
+        c,d = config,config.width; self.config,self.ends = c, list(accumulate(s*s for s in c.grids))
         self.class_embed = nn.Embedding(c.classes+1, d)                        # the last row is "no class"
         self.word_embed,self.level_embed = nn.Linear(c.latent_dim,d), nn.Embedding(len(c.scales),d)
         self.pos_start,self.pos_embed = nn.Parameter(torch.empty(1,self.ends[0],d)), nn.Parameter(torch.empty(1,self.ends[-1],d))
         drops = [c.drop_path*i/max(1,c.depth-1) for i in range(c.depth)]       # deeper blocks are dropped more often
         self.blocks = nn.ModuleList(AdaLNBlock(d,c.heads,int(d*c.mlp_ratio),p) for p in drops)
         self.head_ada,self.head = nn.Sequential(nn.SiLU(), nn.Linear(d,2*d)), nn.Linear(d,c.codebook_size)
-        self.register_buffer('mask', block_causal_mask(c.scales), persistent=False)
+        self.register_buffer('mask', block_causal_mask(c.grids), persistent=False)
         self.register_buffer('level', stage_of(c.scales), persistent=False)
         init_weights(self)
 
