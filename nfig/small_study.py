@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['orders', 'common', 'small_case', 'seen', 'set_scores', 'draw_set', 'run_small', 'small_study']
 
-# %% ../nbs/16d_small_study.ipynb #9c952c0e
+# %% ../nbs/16d_small_study.ipynb #0e1a96c2
 import json,sys,time,torch
 from datetime import datetime,timezone
 from fastcore.script import call_parse
 from pathlib import Path
-from .config import Experiment,did_you_mean,get_preset
+from .config import Experiment,did_you_mean,get_preset,one_scale
 from .data import load_data
 from .evaluate import evaluate_tokenizer
 from .images import ImageData
@@ -21,8 +21,8 @@ from .train_nfig import train_nfig
 from .train_tokenizer import train_tokenizer
 from .training import machine,replacing
 
-# %% ../nbs/16d_small_study.ipynb #79a40773
-orders = targets|{'raster':dict(target='full',scales=(8,))} # case -> what its tokenizer has
+# %% ../nbs/16d_small_study.ipynb #b1788ae6
+orders = {k:(v,{}) for k,v in targets.items()}|{'raster':(one_scale|dict(scales=(8,)),dict(order='raster'))} # case -> what is special about its tokenizer and its transformer
 common = dict(scales=(1,2,3,4,6,8), codebook_size=256, gains=True, beta=.02) # what all tokenizers have
 
 def small_case(name:str, # a key of `orders`
@@ -33,9 +33,10 @@ def small_case(name:str, # a key of `orders`
     "A case of the grid, from the `tiny` preset; sampled as the model says, without guidance or truncation"
     if name not in orders: raise ValueError(did_you_mean(name, orders, 'case'))
     run = dict(batch_size=batch, epochs=0, seed=seed, flip=False)
-    return get_preset('tiny', tokenizer=common|orders[name], train_tokenizer=run|dict(steps=steps[0]), train=run|dict(steps=steps[1]), sample=dict(cfg_scale=0.))
+    tok,model = orders[name]
+    return get_preset('tiny', tokenizer=common|tok, transformer=model, train_tokenizer=run|dict(steps=steps[0]), train=run|dict(steps=steps[1]), sample=dict(cfg_scale=0.))
 
-# %% ../nbs/16d_small_study.ipynb #6ace8ae2
+# %% ../nbs/16d_small_study.ipynb #9581121b
 @torch.no_grad()
 def seen(features, # `EffNetFeatures`
     images, # see `image_batches`
@@ -55,7 +56,7 @@ def set_scores(real:tuple, # what `seen` gave for the real images
     fd = frechet_distance(*[Moments(o.shape[1]).add(o) for o in (f,g)])
     return {'FD-EffNetLite0':fd, 'precision':precision, 'recall':recall, 'psd_distance':log_distance(p,q,rounding_power((side,side)))}
 
-# %% ../nbs/16d_small_study.ipynb #c1f591c9
+# %% ../nbs/16d_small_study.ipynb #c11c8ee9
 @torch.no_grad()
 def draw_set(pipe, # `NFIGPipeline`
     n:int, # images in all, the same number of each class
@@ -66,7 +67,7 @@ def draw_set(pipe, # `NFIGPipeline`
     x = torch.cat([pipe(c, n=n//k, seed=seed+c*(n//k), batch_size=50) for c in range(k)])
     return x,(time.process_time()-start)/len(x)
 
-# %% ../nbs/16d_small_study.ipynb #a4c854ad
+# %% ../nbs/16d_small_study.ipynb #61ddc91d
 def run_small(name:str, # a key of `orders`
     seed:int, # of the run
     train:ImageData, # images to learn from
@@ -91,7 +92,7 @@ def run_small(name:str, # a key of `orders`
     with replacing(out) as tmp: tmp.write_text(json.dumps(r, indent=1)+'\n')
     return r
 
-# %% ../nbs/16d_small_study.ipynb #78102575
+# %% ../nbs/16d_small_study.ipynb #e9ee8105
 @call_parse
 def small_study(
     data:str='fashion-mnist', # as for nfig_train_tokenizer; its held-out part is measured
