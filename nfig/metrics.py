@@ -100,6 +100,17 @@ class Moments:
         "Take in what another one saw"
         self.n += o.n; self.s += o.s; self.ss += o.ss; return self
 
+    def sums(self, name:str='')->dict: # name -> tensor
+        "What adds up, under names that begin with `name` (see `15c_parts`)"
+        return {name+'n':torch.tensor(self.n,dtype=torch.float64), name+'s':self.s, name+'ss':self.ss}
+
+    @classmethod
+    def of(cls, sums:dict, # name -> tensor
+        name:str='', # how their names begin
+    ): # -> Moments
+        "The inverse of `sums`"
+        m = cls(0); m.n,m.s,m.ss = int(sums[name+'n']),sums[name+'s'],sums[name+'ss']; return m
+
     @property
     def mean(self)->Tensor: return self.s/self.n        # (D,)
 
@@ -169,11 +180,12 @@ def usage_of(hits:Tensor # (K,) how often each code was used; sums over batches 
 def image_batches(images, # `ImageData`, or (N,3,H,W) uint8 or float in [-1,1]
     batch:int=64, # images at a time
     n:int=None, # how many, evenly spaced; all if None or if there are fewer
+    span:tuple=None, # of these n only those from the first to before the second; all if None
 ): # yields (B,3,H,W) float in [-1,1]
     "Images in batches, in order; ValueError if there are none"
-    total = len(images); n = total if n is None else min(n,total)
+    total = len(images); n = total if n is None else min(n,total); a,b = span or (0,n)
     if n<1: raise ValueError(f"{n} of {total} images asked for: at least one is needed")
-    for idx in (torch.arange(n)*total//n).split(batch):
+    for idx in (torch.arange(a,b)*total//n).split(batch):
         x = images[idx] if torch.is_tensor(images) else images.__getitems__(idx)[0]
         yield x if x.is_floating_point() else to_float(x)
 
