@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['photos', 'colours', 'heat', 'BandExplorer', 'Mixer', 'Keeping', 'StageExplorer', 'TokenizerExplorer']
 
-# %% ../nbs/17_explorers.ipynb #7e82673c
+# %% ../nbs/17_explorers.ipynb #854fd6a2
 import torch
 from dataclasses import dataclass,field,replace
 from functools import cached_property,lru_cache
 from fastcore.basics import patch
 from matplotlib import colormaps
+from skimage import data as photographs
 from torch import Tensor
 from .config import SampleConfig,paper_scales
 from .frequency import apply_masks,band_masks,bin_counts,check_scales,energy_edges,power_spectrum
@@ -20,20 +21,19 @@ from .quantizer import codebook_stats
 from .show import log_power,psnr,stretch,unfold
 from .tokenizer import FRVAE
 
-# %% ../nbs/17_explorers.ipynb #65f16bd9
+# %% ../nbs/17_explorers.ipynb #acf44286
 @lru_cache
 def photos(side:int=256, # pixels
 )->dict: # name: (3,side,side) in [-1,1]
     "Four photographs of scikit-image, the middle square of each"
-    from skimage import data
     def middle(a):
         "The middle square of an (H,W,3) array"
         n = min(a.shape[:2]); t,l = (a.shape[0]-n)//2,(a.shape[1]-n)//2
         x = to_float(torch.from_numpy(a[t:t+n,l:l+n].copy()).permute(2,0,1)[None])
         return torch.nn.functional.interpolate(x, size=side, mode='area')[0]
-    return {name:middle(getattr(data,name)()) for name in ('cat','astronaut','coffee','rocket')}
+    return {name:middle(getattr(photographs,name)()) for name in ('cat','astronaut','coffee','rocket')}
 
-# %% ../nbs/17_explorers.ipynb #f72286bf
+# %% ../nbs/17_explorers.ipynb #db3fdb38
 def colours(x:Tensor, # (C,H,W) image or latent
 )->Tensor: # (3,C): times the channels gives red, green and blue
     "Three mixtures of channels to look at: an image's own colours, or the main directions of a latent"
@@ -42,16 +42,16 @@ def colours(x:Tensor, # (C,H,W) image or latent
     main = torch.linalg.svd(v, full_matrices=False).U[:,:3].T                  # (3,C)
     return main/(main@v).abs().amax(1,keepdim=True).clamp(min=1e-6)
 
-# %% ../nbs/17_explorers.ipynb #c0a5c4fd
+# %% ../nbs/17_explorers.ipynb #b9649871
 def heat(p:Tensor, # (H,W) any numbers
     low:float, # shown darkest, and all below it
     high:float, # shown brightest, and all above it
-)->Tensor: # (H,W,3) in [0,1]
+)->Tensor: # (3,H,W) in [-1,1], a picture like any other
     "Numbers as colours (viridis, which grows evenly in brightness)"
     p = (p.detach().float().cpu()-low)/max(float(high-low),1e-9)
-    return torch.from_numpy(colormaps['viridis'](p.clamp(0,1).numpy())[...,:3]).float()
+    return torch.from_numpy(colormaps['viridis'](p.clamp(0,1).numpy())[...,:3]).float().permute(2,0,1)*2-1
 
-# %% ../nbs/17_explorers.ipynb #a1bb499f
+# %% ../nbs/17_explorers.ipynb #40ee8c03
 @dataclass(frozen=True, eq=False)
 class BandExplorer:
     "A window of bands over an image or a latent. ValueError if there are no such bands"
@@ -74,7 +74,7 @@ class BandExplorer:
     @cached_property
     def eyes(self)->Tensor: return colours(self.x) # (3,C)
 
-# %% ../nbs/17_explorers.ipynb #1090660d
+# %% ../nbs/17_explorers.ipynb #fcf1cc60
 @patch
 def through(self:BandExplorer, mask:Tensor, # (H, W//2+1) bool
 )->Tensor: # (3,H,W) in [-1,1] or a little beyond
@@ -97,12 +97,12 @@ def so_far(self:BandExplorer)->Tensor: # (3,H,W)
     "Bands 1 to `hi`, the sum of Eq. 2 up to there"
     return self.through(self.masks[:self.hi].any(0))
 
-# %% ../nbs/17_explorers.ipynb #4583ad82
+# %% ../nbs/17_explorers.ipynb #8695aa5a
 @patch
-def spectrum(self:BandExplorer)->Tensor: # (H,W,3) in [0,1]
+def spectrum(self:BandExplorer)->Tensor: # (3,H,W) in [-1,1]
     "Log power of the whole image, dimmed outside the window"
     p = log_power(self.x); c = heat(p, p.quantile(.02), p.max())
-    return torch.where(unfold(self.window, p.shape[-1])[...,None], c, .25*c)
+    return torch.where(unfold(self.window, p.shape[-1]), c, .25*c-.75)
 
 @patch
 def per_band(self:BandExplorer)->dict: # tokens (n,), waves (n,), energy (n,)
@@ -112,7 +112,7 @@ def per_band(self:BandExplorer)->dict: # tokens (n,), waves (n,), energy (n,)
     energy = (unfold(self.masks,w)*p).sum((1,2))
     return dict(tokens=torch.tensor(self.scales)**2, waves=bin_counts(self.masks,w), energy=energy/energy.sum().clamp(min=1e-12))
 
-# %% ../nbs/17_explorers.ipynb #7ff6b436
+# %% ../nbs/17_explorers.ipynb #0cfef53d
 @dataclass(frozen=True, eq=False)
 class Mixer:
     "Bands 1 to `cut` of one image, the others of another. ValueError if the two do not fit together"
@@ -134,7 +134,7 @@ class Mixer:
 
     def mixed(self)->Tensor: return self.parts().sum(0) # (3,H,W)
 
-# %% ../nbs/17_explorers.ipynb #5dd3cf1e
+# %% ../nbs/17_explorers.ipynb #b4b335d0
 class Keeping:
     "A transformer that answers with given tokens at some stages, and as usual at the others"
     def __init__(self, model, # `NFIGTransformer`
@@ -149,7 +149,7 @@ class Keeping:
         if i not in self.kept: return logits
         return torch.zeros_like(logits).scatter_(-1, self.kept[i][...,None].expand(len(logits),-1,1), 1e4)
 
-# %% ../nbs/17_explorers.ipynb #df6cd5c2
+# %% ../nbs/17_explorers.ipynb #301dbb22
 @dataclass(frozen=True, eq=False)
 class StageExplorer:
     "One generated image, stage by stage"
@@ -179,7 +179,7 @@ class StageExplorer:
         keep = {st.i:st.tokens for st in self.stages if st.i<i-1 or (later and st.i>i-1)}
         return replace(self, seed=seed, kept=keep)
 
-# %% ../nbs/17_explorers.ipynb #370b78f1
+# %% ../nbs/17_explorers.ipynb #6d7f3d0e
 @patch
 def added(self:StageExplorer, i:int, # stage, counted from 1
 )->Tensor: # (3,H,W), in units of [-1,1]
@@ -188,12 +188,12 @@ def added(self:StageExplorer, i:int, # stage, counted from 1
 
 @patch
 def spectrum(self:StageExplorer, i:int, # stage, counted from 1
-)->Tensor: # (H,W,3) in [0,1]
+)->Tensor: # (3,H,W) in [-1,1]
     "Log power after stage `i`, on the colour scale of the last one"
     last = log_power(self.images[-1])
     return heat(log_power(self.images[i-1]), last.quantile(.02), last.max())
 
-# %% ../nbs/17_explorers.ipynb #41e1ae81
+# %% ../nbs/17_explorers.ipynb #0a4f7841
 @dataclass(frozen=True, eq=False)
 class TokenizerExplorer:
     "One image through the tokenizer. ValueError if it has another size"
@@ -210,7 +210,7 @@ class TokenizerExplorer:
     )->Tensor: return self.x-self.images[k-1] # (3,H,H)
 
     def error_spectrum(self, k:int, # stages decoded
-    )->Tensor: # (H,H,3) in [0,1]
+    )->Tensor: # (3,H,H) in [-1,1]
         "Log power of the error, on the colour scale of the image: as bright as in the image means that a wave is missing"
         p = log_power(self.x)
         return heat(log_power(self.error(k)), p.quantile(.02), p.max())
