@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench readme prepare
+.PHONY: help venv demo explore test bench docs readme prepare
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ venv: $(STAMP) ## .venv with nfig and its tools, at the versions of constraints.
 
 demo: $(STAMP) ## samples, growth band by band, reconstructions: pictures in demo/
 	@$(BIN)/nfig_demo --out demo
+
+explore: $(STAMP) ## sliders over bands, stages and tokens, as an app in the browser
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/voila nbs/explore.ipynb
 
 test: $(STAMP) ## every notebook and everything in tests/
 	@$(BIN)/python -m pytest -q tests
