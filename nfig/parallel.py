@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['replicated', 'exchange', 'sharded', 'clip_gradients', 'full_weights', 'full_moments', 'load_weights', 'load_moments']
 
-# %% ../nbs/12a_parallel.ipynb #d870b45f
+# %% ../nbs/12a_parallel.ipynb #3f4e2fd7
 import torch,warnings
 from contextlib import contextmanager,nullcontext
 from torch import Tensor,nn
@@ -15,11 +15,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from .distributed import world
 
-# %% ../nbs/12a_parallel.ipynb #c71568f1
+# %% ../nbs/12a_parallel.ipynb #164545bf
 def replicated(model:nn.Module # the same architecture on every process; weights and buffers become those of the first
 )->nn.Module: # call this one to train; `model` itself when there is one process
     "A copy of the model on every process, whose gradients are averaged during the backward pass (DDP)"
     if world()[1]==1: return model
+    warnings.filterwarnings('ignore', message='.*broadcast_buffers', category=FutureWarning)     # its new name is too new for the oldest torch we support
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 def exchange(net:nn.Module, # from `replicated` or `sharded`
@@ -29,7 +30,7 @@ def exchange(net:nn.Module, # from `replicated` or `sharded`
     if isinstance(net,FSDPModule): net.set_requires_gradient_sync(now)
     return net.no_sync() if isinstance(net,DistributedDataParallel) and not now else nullcontext()
 
-# %% ../nbs/12a_parallel.ipynb #bc7d4d8f
+# %% ../nbs/12a_parallel.ipynb #541f454f
 def sharded(model:nn.Module, # equal weights on every process
     units, # its parts that run at different times, inner ones first
     half:bool=False, # bfloat16 for the units' weights
@@ -48,7 +49,7 @@ def clip_gradients(model:nn.Module, # after the backward pass
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit or float('inf'))
     return norm.full_tensor() if isinstance(norm,DTensor) else norm
 
-# %% ../nbs/12a_parallel.ipynb #91e08589
+# %% ../nbs/12a_parallel.ipynb #8bb396c7
 def full_weights(model:nn.Module, # plain, copied or sharded
     everywhere:bool=False, # on every process and its device, or only in the first one's memory?
 )->dict: # name -> whole tensor; empty on the other processes
