@@ -16,7 +16,7 @@ from torch import Tensor,nn
 from tqdm import tqdm
 from .checkpoints import flatten,load_state,replacing,save_state
 from .config import TrainConfig
-from .distributed import any_of,leave,world
+from .distributed import any_of,from_first,leave,world
 from .runs import Run,machine
 
 # %% ../nbs/12_training.ipynb #0d60cb33
@@ -148,6 +148,7 @@ def leave_early(step:int, # steps taken and saved
     noted, # names of signals
 ):
     "Say why, and exit with code 75"
+    from_first(lambda: None)                                 # the others wait until the first has saved: torchrun ends all as soon as one has left
     if leave(): tqdm.write(f"{noted[0] if noted else 'another process'} asked to stop: saved after step {step}; the same command continues from there", file=sys.stderr)
     raise SystemExit(try_again)
 

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Evaluate a tokenizer or a generator under SLURM
+#
+#   sbatch --array=0-7 slurm/evaluate.sh generator RUN --data DIR
+#
+# An array: each of its jobs takes its share, and whoever is last puts the parts together. The arguments go to nfig_evaluate, see
+# `nfig_evaluate --help`. What is done stays done: a job that is requeued, or the same command once more, does what is missing.
+# sbatch's own options overrule the lines below.
+#SBATCH --job-name=nfig-evaluate
+#SBATCH --array=0-3
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
+#SBATCH --time=8:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.out
+
+# What differs between clusters; set it in the environment, as in `VENV=$HOME/nfig/.venv sbatch ...`
+REPO=${REPO:-${SLURM_SUBMIT_DIR:-$PWD}}  # the clone
+VENV=${VENV:-$REPO/.venv}  # where nfig is installed (`make venv`)
+WORK=${WORK:-$REPO/runs/${SLURM_JOB_NAME:-nfig-evaluate}}  # where the parts are kept, on a disk that all nodes see; one for each evaluation
+MODULES=${MODULES:-}  # environment modules to load, if any
+
+source "$REPO/slurm/start.sh"
+need nfig_evaluate
+srun "$VENV/bin/nfig_evaluate" "$@" --work "$WORK" --shard "${SLURM_ARRAY_TASK_ID:-0}/${SLURM_ARRAY_TASK_COUNT:-1}"
