@@ -68,6 +68,7 @@ def train_tokenizer(
     seed:int=None, # of initialisation and data order
     device:str=None, # cpu or cuda; chosen if not given
     workers:int=2, # processes that decode images, for folders too large for memory
+    log_every:int=20, # steps between lines of the log
     save_every:int=500, # steps between checkpoints
     preview_every:int=500, # steps between pictures
     stop_after:int=None, # stop early after so many steps in all; the run can be continued
@@ -80,7 +81,7 @@ def train_tokenizer(
     e = replace(e, tokenizer=overrule(resized(e.tokenizer, size or e.tokenizer.image_size), target=target, division=division),
                 train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, features=features, vgg=vgg, gan=gan,
                                                  discriminator=discriminator, dino=dino, init_weights=init_weights, accumulate=accumulate, compile=compile or None, seed=seed))
-    train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, tensorboard=tensorboard, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
+    train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, tensorboard=tensorboard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     if leave(): print(f'run folder: {out}')
 
 # %% ../nbs/19_cli.ipynb #2f207cab
@@ -117,6 +118,7 @@ def train_nfig(
     depth:int=None, # blocks, in place of the preset's
     seed:int=None, # of initialisation and data order
     device:str=None, # cpu or cuda; chosen if not given
+    log_every:int=20, # steps between lines of the log
     save_every:int=500, # steps between checkpoints
     preview_every:int=500, # steps between pictures
     compile:bool=False, # compile the transformer first: a minute, then faster steps
@@ -133,7 +135,7 @@ def train_nfig(
     tok = FRVAE.from_pretrained(find_in(tokenizer,'tokenizer')); data = data or data_of(tokenizer); size = tok.config.image_size
     try: val = load_data(data, size, 'test')
     except FileNotFoundError: val = None   # nothing is held out; the run just cannot show a held-out loss
-    train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, shard=shard, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
+    train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, shard=shard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     if leave(): print(f'run folder: {out}')
 
 # %% ../nbs/19_cli.ipynb #460db2b7

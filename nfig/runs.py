@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['flat_items', 'Run', 'machine']
 
-# %% ../nbs/10c_runs.ipynb #08d675bd
+# %% ../nbs/10c_runs.ipynb #cb190504
 import importlib,json,os,platform,re,sys,torch
+from contextlib import contextmanager,suppress
 from datetime import datetime,timezone
 from fastcore.basics import patch
 from pathlib import Path
@@ -115,9 +116,23 @@ def machine()->dict: # plain data
                 load=round(os.getloadavg()[0],2) if hasattr(os,'getloadavg') else None)
 
 @patch
-def note_start(self:Run, step:int # steps already taken
+def note_start(self:Run, step:int, # steps already taken
+    **more, # what else is worth knowing, as the peak of this machine
 ):
     "Append to starts.jsonl: date, command, machine, processes"
     if not self.first: return
+    (self.folder/'failure.json').unlink(missing_ok=True)
     command = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    with open(self.folder/'starts.jsonl','a') as f: f.write(json.dumps(dict(step=step, date=datetime.now(timezone.utc).isoformat(timespec='seconds'), command=command, processes=world()[1], **machine()))+'\n')
+    with open(self.folder/'starts.jsonl','a') as f: f.write(json.dumps(dict(step=step, date=_now(), command=command, processes=world()[1], **machine(), **more))+'\n')
+
+# %% ../nbs/10c_runs.ipynb #0180b87a
+@patch
+@contextmanager
+def noting_failure(self:Run):
+    "Leave an error in failure.json on its way out"
+    try: yield
+    except Exception as e:
+        with suppress(OSError), open(self.folder/'failure.json','x') as f: json.dump(dict(error=f'{type(e).__name__}: {e}', process=world()[0], date=_now()), f)
+        raise
+
+def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')

@@ -20,6 +20,7 @@ warned() {
   requeue=yes
   scancel --signal=USR1 "$SLURM_JOB_ID" || true  # reaches every process of the job but this one
   (sleep "$GRACE" && back) &
+  late=$!
 }
 
 # train COMMAND ARGUMENTS: PROCESSES processes on each node; they meet on the first one. Launcher and shell let the signal pass
@@ -37,6 +38,7 @@ train() {
   trap warned USR1
   trap 'kill -TERM "$training"' TERM INT
   while kill -0 "$training" 2>/dev/null; do status=0; wait "$training" || status=$?; done  # a signal ends a wait early
+  if [ -n "$requeue" ]; then kill "$late" || true; fi
   if [ "$status" -ne 0 ] && [ -n "$requeue" ]; then back; fi
   return "$status"
 }
