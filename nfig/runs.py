@@ -125,6 +125,8 @@ def note_start(self:Run, step:int, # steps already taken
     command = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     with open(self.folder/'starts.jsonl','a') as f: f.write(json.dumps(dict(step=step, date=_now(), command=command, processes=world()[1], **machine(), **more))+'\n')
 
+def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
 # %% ../nbs/10c_runs.ipynb #0180b87a
 @patch
 @contextmanager
@@ -134,5 +136,3 @@ def noting_failure(self:Run):
     except Exception as e:
         with suppress(OSError), open(self.folder/'failure.json','x') as f: json.dump(dict(error=f'{type(e).__name__}: {e}', process=world()[0], date=_now()), f)
         raise
-
-def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
