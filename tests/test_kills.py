@@ -76,7 +76,7 @@ print(json.dumps(dict(toy=trial(toy,'toy',3,20), tokenizer=trial(tokenizer,'toke
 '''
 
 def test_twenty_kills(tmp_path):
-    res = subprocess.run([sys.executable,'-c',nursery,str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=300)
+    res = subprocess.run([sys.executable,'-c',nursery,str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=600)
     assert res.returncode==0, res.stderr[-3000:]
     assert '"toy": {"kills": 20' in res.stdout and '"tokenizer": {"kills": 2' in res.stdout, res.stdout
     print(res.stdout)

@@ -1,6 +1,6 @@
 """The templates in slurm/, read by shellcheck and run by a real SLURM: controller, node and munge are started for this test, with ports and
 folders of its own, and stopped after it."""
-import json,os,shutil,signal,socket,subprocess,sys,time
+import json,os,re,signal,socket,subprocess,sys,time
 from pathlib import Path
 
 import pytest,torch
@@ -102,9 +102,9 @@ def test_requeued_by_the_signal_and_finished(slurm, tmp_path):
     state = lambda: slurm('scontrol','show','job',job)
     def logged(): assert 'JobState=FAILED' not in state(), said(); return Run(run).metrics()
     wait_for(logged); slurm('scancel','--batch','--signal=USR1',job)
-    def queued(): return 'JobState=PENDING' in state()
+    def queued(): return re.search('JobState=PENDING Reason=BeginTime', state())
     wait_for(queued); slurm('scontrol','update',f'JobId={job}','StartTime=now')                  # by itself it would wait for two minutes
-    def over(): return not any(f'JobState={s}' in state() for s in ('PENDING','RUNNING','COMPLETING'))
+    def over(): return re.search('JobState=(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)', state())
     wait_for(over); assert 'JobState=COMPLETED' in state() and 'Restarts=1' in state(), said()
     assert 'the time is nearly up: asking the trainers to save' in said() and 'SIGUSR1 asked to stop: saved after step' in said()
     first,second = starts(); assert first['step']==0 and 0<second['step']<150, said()             # save_every is 500: only the signal has made it save
