@@ -11,6 +11,7 @@ import json,math,time,torch
 from dataclasses import dataclass
 from fastcore.script import call_parse
 from itertools import pairwise
+from matplotlib.figure import Figure
 from pathlib import Path
 from statistics import mean,median
 from torch.utils.flop_counter import FlopCounterMode
@@ -130,7 +131,6 @@ def status(folder # run folder
 def status_figure(folder # run folder
 ): # matplotlib figure
     "The loss beside the reference's"
-    from matplotlib.figure import Figure
     f = facts(folder); r = reference(f.config); fig = Figure(figsize=(5.2,2.8), layout='constrained'); ax = fig.subplots()
     if r: ax.plot([m['step'] for m in r.log], [m['loss'] for m in r.log], color='lightgray', lw=4, label=f"reference: {r.config['preset']}, {r.config['data']}")
     ax.plot([m['step'] for m in f.log], [m['loss'] for m in f.log], color='tab:blue', label=str(folder))
