@@ -9,7 +9,6 @@ __all__ = ['weights_hash', 'data_hash', 'encode_views', 'encode_all', 'CachePlan
 
 # %% ../nbs/12a_tokens.ipynb #e7317120
 import hashlib,json,os,torch,uuid,numpy as np
-import torch.distributed as dist
 from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor,nn
 from tqdm import tqdm
 from .config import from_dict,to_dict
 from .data import read_batches,to_float
-from .distributed import first_goes_first,world
+from .distributed import any_of,first_goes_first,world
 from .images import ImageData,crop_at
 from .tokenizer import FRVAE
 from .training import autocast,replacing
@@ -188,9 +187,10 @@ def cache_tokens(folder, # of the cache; what is in it already is kept
     for i in tqdm(mine, desc='tokens', unit='file', disable=not progress):
         tokens,labels = encode_shard(tokenizer, batches, plan, i)
         write_shard(shard_path(folder,i), plan, tokens, labels, data.skipped[told:]); told = len(data.skipped)
-    if part is None and size>1: dist.barrier()
-    with first_goes_first() as first: done = not missing(folder, plan)
-    if done and first: write_manifest(folder, tokenizer, data, plan, **about)
+    if part is None: any_of(False)                          # all wait for all, without a limit of time
+    with first_goes_first() as first:                      # the others go on when the manifest is there
+        done = not missing(folder, plan)
+        if done and first: write_manifest(folder, tokenizer, data, plan, **about)
     return done
 
 # %% ../nbs/12a_tokens.ipynb #34c29912
