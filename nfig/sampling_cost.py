@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['options', 'build_pipeline', 'measure_options', 'sampling_cost']
 
-# %% ../nbs/20e_sampling_cost.ipynb #34c35300
+# %% ../nbs/20e_sampling_cost.ipynb #79890d9d
 import copy,json,sys,time,torch
 from datetime import datetime,timezone
 from fastcore.script import call_parse
@@ -18,7 +18,7 @@ from .tokenizer import build_tokenizer
 from .training import machine,replacing
 from .transformer import NFIGTransformer
 
-# %% ../nbs/20e_sampling_cost.ipynb #836bc1f4
+# %% ../nbs/20e_sampling_cost.ipynb #1075ea68
 options = { # name -> what the call says
     'paper':       {},
     'coarse':      dict(schedule='coarse'),
@@ -45,7 +45,7 @@ def measure_options(pipe:NFIGPipeline, # any size
     return [dict(option=n, settings=kw, gflop=round(flops[n]/1e9,3), seconds=round(median(times[n]),3), share_gflop=round(flops[n]/flops[first],3),
                  share_seconds=round(median(times[n])/median(times[first]),3), times=[round(t,3) for t in times[n]]) for n,kw in options.items()]
 
-# %% ../nbs/20e_sampling_cost.ipynb #6b219b61
+# %% ../nbs/20e_sampling_cost.ipynb #fb01fcd6
 @call_parse
 def sampling_cost(
     preset:str='nfig_d16', # a row of nfig.config.presets

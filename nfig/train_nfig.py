@@ -23,7 +23,7 @@ from .tokens import TokenCache,encode_all,token_cache,weights_hash
 from .training import EMA,Run,adamw,autocast,check_finite,fit,lr_at,machine,native_bf16,own_seed,pick_device,save_grid
 from .transformer import NFIGTransformer
 
-# %% ../nbs/14_train_nfig.ipynb #ad0897fa
+# %% ../nbs/14_train_nfig.ipynb #3aa14c32
 def spared(opt:torch.optim.AdamW, # from `training.adamw`: a group with decay and one without
     model:NFIGTransformer, # whose parameters it has
 )->torch.optim.AdamW: # the same
