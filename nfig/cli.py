@@ -116,6 +116,7 @@ def train_nfig(
     batch_size:int=None, # images a step
     lr:float=None, # peak learning rate
     depth:int=None, # blocks, in place of the preset's
+    accumulate:int=None, # parts into which a batch is split to save memory
     seed:int=None, # of initialisation and data order
     device:str=None, # cpu or cuda; chosen if not given
     log_every:int=20, # steps between lines of the log
@@ -131,7 +132,7 @@ def train_nfig(
     from nfig.distributed import leave
     from nfig.train_nfig import train_nfig as train
     e = get_preset(preset, **({'transformer':dict(depth=depth,width=None,heads=None,drop_path=None)} if depth else {}))
-    e = replace(e, train=overrule(e.train, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed))
+    e = replace(e, train=overrule(e.train, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, accumulate=accumulate, seed=seed))
     tok = FRVAE.from_pretrained(find_in(tokenizer,'tokenizer')); data = data or data_of(tokenizer); size = tok.config.image_size
     try: val = load_data(data, size, 'test')
     except FileNotFoundError: val = None   # nothing is held out; the run just cannot show a held-out loss
@@ -160,6 +161,8 @@ def sample(
     n:int=8, # images of each class
     seed:int=0, # image i of a class has seed SEED+i
     cfg_scale:float=None, # guidance at the last stage, in place of the checkpoint's
+    schedule:str=None, # guidance over the stages: ramp, constant or coarse
+    stages:int=None, # stop after so many stages: a preview
     top_k:int=None, # keep the k likeliest codes
     top_p:float=None, # keep the smallest set of codes with this probability
     temperature:float=None, # above 1 more varied, below 1 more typical
@@ -168,7 +171,7 @@ def sample(
     "Draw images: one PNG each, and a grid with a row for each class"
     from nfig.show import save_images
     pipe = load_pipeline(model); names = parse_labels(labels, pipe.classes)
-    x = pipe(names, n=n, seed=seed, cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)   # (len(names)*n,3,H,H)
+    x = pipe(names, n=n, seed=seed, stages=stages, cfg_scale=cfg_scale, schedule=schedule, top_k=top_k, top_p=top_p, temperature=temperature)   # (len(names)*n,3,H,H)
     folder = Path(out); folder.mkdir(parents=True, exist_ok=True)
     for i,img in enumerate(x): save_images(img[None], folder/f'{i//n:03d}_{i%n:03d}.png', ncols=1)
     save_images(x, folder/'grid.png', ncols=n, zoom=2)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['paper_scales', 'tiny_tok', 'small_tok', 'paper_tok', 'var_tok', 'xqgan_tok', 'one_scale', 'tiny_run', 'small_tok_run',
-           'small_run', 'paper_tok_run', 'xqgan_tok_run', 'var_tok_run', 'paper_run', 'paper_sample', 'presets',
-           'TokenizerConfig', 'TransformerConfig', 'TrainConfig', 'SampleConfig', 'Experiment', 'experiment',
-           'did_you_mean', 'get_preset', 'scales_for', 'resized', 'to_dict', 'from_dict', 'save_config', 'load_config',
-           'require']
+           'small_run', 'paper_tok_run', 'xqgan_tok_run', 'var_tok_run', 'paper_run', 'var_runs', 'var_gates',
+           'paper_sample', 'var_sample', 'presets', 'TokenizerConfig', 'TransformerConfig', 'TrainConfig',
+           'SampleConfig', 'Experiment', 'experiment', 'did_you_mean', 'get_preset', 'scales_for', 'resized', 'to_dict',
+           'from_dict', 'save_config', 'load_config', 'require']
 
 # %% ../nbs/00_config.ipynb #33a87f27
 import difflib,importlib,json,sys
@@ -76,7 +76,7 @@ class TransformerConfig:
         if self.width%self.heads: raise ValueError(f"width {self.width} cannot be shared by {self.heads} heads: make width a multiple of heads")
         if self.order not in ('stages','raster'): raise ValueError(f"unknown order {self.order!r}: choose 'stages' (a whole grid a step) or 'raster' (a token a step)")
 
-# %% ../nbs/00_config.ipynb #38da928d
+# %% ../nbs/00_config.ipynb #f8a41dc4
 @patch(as_prop=True)
 def grids(self:TransformerConfig)->tuple: # sides
     "The grids that are predicted one after the other: the scales, or single tokens in raster order"
@@ -164,6 +164,7 @@ var_tok   = TokenizerConfig(256, paper_scales, 4096, 32, target='full', down='ar
 xqgan_tok = replace(paper_tok, target='full', down='area')                       # the paper's networks around VAR's quantiser
 one_scale = dict(target='full', phi=0)                                           # plain VQ: one grid, nothing to smooth
 
+# %% ../nbs/00_config.ipynb #480b66be
 tiny_run      = TrainConfig(steps=60, batch_size=32, lr=2e-3, ema=.9)
 small_tok_run = TrainConfig(steps=1_600, batch_size=64, lr=1e-3, weight_decay=0., ema=.995)
 small_run     = TrainConfig(steps=3_600, batch_size=64, lr=1e-3, ema=.999, flip=False)
@@ -173,7 +174,11 @@ paper_tok_run = TrainConfig(epochs=200, batch_size=1024, lr=2.4e-4, final_lr=5e-
 xqgan_tok_run = replace(paper_tok_run, weight_decay=0., gan_start=25/200)
 var_tok_run   = replace(paper_tok_run, discriminator='patchgan', critic_lr=None, critic_decay=None)
 paper_run     = TrainConfig(epochs=350, batch_size=768, lr=8e-5*3, final_lr=.01, schedule='linear', clip=2., ema=.9999, flip=False)
+var_runs      = {16: replace(paper_run, epochs=200, lr=1e-4*3, final_lr=.1), 20: replace(paper_run, epochs=250, lr=1e-4*3, final_lr=.1),
+                 24: paper_run, 30: replace(paper_run, batch_size=1024, lr=8e-5*4, weight_decay=.08)}
+var_gates     = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5}                         # `gamma_init`
 paper_sample  = SampleConfig(cfg_scale=4.5, top_k=990)
+var_sample    = SampleConfig(cfg_scale=1.5, top_k=900, top_p=.96)
 
 # %% ../nbs/00_config.ipynb #a4a8fbbc
 _rows = [#          name       tokenizer  tokenizer's run  run        sampling       transformer
@@ -181,12 +186,12 @@ _rows = [#          name       tokenizer  tokenizer's run  run        sampling  
     experiment('small',    small_tok, small_tok_run,  small_run, SampleConfig(cfg_scale=2.5), depth=4),
     experiment('nfig_tokenizer_paper', paper_tok, paper_tok_run, paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4),
     *[experiment(f'nfig_d{d}', paper_tok, paper_tok_run, paper_run, paper_sample, classes=1000, depth=d, gamma_init=1e-4) for d in (16,20,24,30)],
-    *[experiment(f'var_d{d}',  var_tok,   var_tok_run,   paper_run, paper_sample, classes=1000, depth=d) for d in (16,20,24,30)],
+    *[experiment(f'var_d{d}',  var_tok,   var_tok_run,   var_runs[d], var_sample, classes=1000, depth=d, gamma_init=var_gates[d]) for d in var_runs],
     experiment('var_small',   replace(small_tok, target='full', down='area'), small_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4),
-    experiment('xqgan_d16',   xqgan_tok, xqgan_tok_run, paper_run, paper_sample, classes=1000, depth=16),
+    experiment('xqgan_d16',   xqgan_tok, xqgan_tok_run, paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4),
     experiment('raster_tiny', replace(tiny_tok,  scales=(8,),  **one_scale), tiny_run,      tiny_run,  SampleConfig(), depth=2, order='raster'),
     experiment('raster_small',replace(small_tok, scales=(8,),  **one_scale), small_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4, order='raster'),
-    experiment('raster_d16',  replace(paper_tok, scales=(16,), **one_scale), paper_tok_run, paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4, order='raster'),
+    experiment('raster_d16',  replace(paper_tok, scales=(16,), **one_scale), var_tok_run,   paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4, order='raster'),
 ]
 presets = {e.name:e for e in _rows}
 

@@ -23,7 +23,7 @@ from .sampling import check_sample,choose,guidance_weights,guide,uniforms
 from .tokenizer import FRVAE,load_weights,read_weights,write_folder
 from .transformer import KVCache,NFIGTransformer
 
-# %% ../nbs/08_generate.ipynb #41087da9
+# %% ../nbs/08_generate.ipynb #e27ab1b6
 @patch
 def narrow(self:KVCache, batch:int # sequences to keep, the first ones
 ):
@@ -31,6 +31,7 @@ def narrow(self:KVCache, batch:int # sequences to keep, the first ones
     self.kv = self.kv[:,:,:batch]
     if self.modulation is not None: self.modulation = [tuple(t[:batch] for t in m) for m in self.modulation]
 
+# %% ../nbs/08_generate.ipynb #0b2355e7
 class Asker:
     "Asks a transformer for tokens, step after step, with guidance for as long as that is of use"
     def __init__(self, transformer:NFIGTransformer, # in eval mode
@@ -56,7 +57,7 @@ class Asker:
         self.step,self.last = self.step+1,choose(logits, self.sample, u)
         return self.last
 
-# %% ../nbs/08_generate.ipynb #3005fb7a
+# %% ../nbs/08_generate.ipynb #3c1208a7
 def whole_grid(ask:Asker, quantizer:ResidualQuantizer, i:int, # stage
     f_hat:Tensor, # (B,C,h,w) running sum
     u:Tensor, # (B,s_i^2) in [0,1)
@@ -71,6 +72,7 @@ def token_by_token(ask:Asker, quantizer:ResidualQuantizer, i:int, f_hat:Tensor, 
 
 orders = dict(stages=whole_grid, raster=token_by_token)
 
+# %% ../nbs/08_generate.ipynb #c803c488
 def training_inputs(quantizer:ResidualQuantizer, tokens:list, # n tensors (B,s_i^2)
     order:str, # of the transformer
 )->Tensor: # (B, L - tokens of the first step, C)
@@ -125,10 +127,11 @@ class NFIGPipeline(Shared):
     @property
     def device(self): return self.tokenizer.post_quant_conv.weight.device
 
-    def settings(self, **given)->SampleConfig: # fields of `SampleConfig`; None leaves the default
-        "The pipeline's settings with changes; ValueError names a misspelt one"
-        if bad := set(given)-set(asdict(self.sample)): raise ValueError(did_you_mean(sorted(bad)[0], asdict(self.sample), 'sampling setting'))
-        return replace(self.sample, **{k:v for k,v in given.items() if v is not None})
+@patch
+def settings(self:NFIGPipeline, **given)->SampleConfig: # fields of `SampleConfig`; None leaves the default
+    "The pipeline's settings with changes; ValueError names a misspelt one"
+    if bad := set(given)-set(asdict(self.sample)): raise ValueError(did_you_mean(sorted(bad)[0], asdict(self.sample), 'sampling setting'))
+    return replace(self.sample, **{k:v for k,v in given.items() if v is not None})
 
 # %% ../nbs/08_generate.ipynb #37aa4fba
 @patch
@@ -231,12 +234,8 @@ def load_pipeline(source, # a folder that `save_pretrained` wrote, the name of a
 
 NFIGPipeline.from_pretrained = NFIGPipeline.load_folder = staticmethod(load_pipeline)
 
-# %% ../nbs/08_generate.ipynb #93ae5ecc
-usage = """```python
-from nfig.generate import NFIGPipeline
-pipe = NFIGPipeline.from_pretrained('owner/name')   # or the folder that holds this page
-images = pipe({label!r}, n=4, seed=0)               # (4,3,{size},{size}) in [-1,1]
-```"""
+# %% ../nbs/08_generate.ipynb #dba02f0f
+usage = "```python\nfrom nfig.generate import NFIGPipeline\npipe = NFIGPipeline.from_pretrained('owner/name')   # or the folder that holds this page\nimages = pipe({label!r}, n=4, seed=0)               # (4,3,{size},{size}) in [-1,1]\n```"
 
 def _millions(model): return f'{sum(p.numel() for p in model.parameters())/1e6:.1f} M'
 

@@ -270,7 +270,7 @@ def new_cache(self:NFIGTransformer,
 )->KVCache:
     "Empty, with room for one image's tokens"
     c,w = self.config,self.pos_embed; device = device or w.device; kind = torch.device(device).type
-    if dtype is None: dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w.dtype
+    if dtype is None: dtype = torch.get_autocast_dtype(kind) if kind!='meta' and torch.is_autocast_enabled(kind) else w.dtype
     return KVCache(c.depth, batch, c.heads, self.ends[-1], c.width//c.heads, dtype, device)
 
 @patch
