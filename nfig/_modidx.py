@@ -787,5 +787,6 @@ d = { 'settings': { 'branch': 'main',
                                'nfig.winograd.norm_scale': ('winograd.html#norm_scale', 'nfig/winograd.py'),
                                'nfig.winograd.suits': ('winograd.html#suits', 'nfig/winograd.py'),
                                'nfig.winograd.transform_kernels': ('winograd.html#transform_kernels', 'nfig/winograd.py'),
+                               'nfig.winograd.transform_tiles': ('winograd.html#transform_tiles', 'nfig/winograd.py'),
                                'nfig.winograd.winograd_conv': ('winograd.html#winograd_conv', 'nfig/winograd.py'),
                                'nfig.winograd.winograd_matrices': ('winograd.html#winograd_matrices', 'nfig/winograd.py')}}}
