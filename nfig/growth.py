@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['head', 'star', 'grid', 'sized', 'measure', 'shown', 'numbers', 'growth']
 
-# %% ../nbs/20c_growth.ipynb #5ad617ee
+# %% ../nbs/20c_growth.ipynb #f61933c2
 import json,sys,torch
 from dataclasses import replace
 from datetime import datetime
@@ -18,7 +18,7 @@ from .runs import machine
 from .tokenizer import build_tokenizer
 from .transformer import NFIGTransformer
 
-# %% ../nbs/20c_growth.ipynb #dd8005d0
+# %% ../nbs/20c_growth.ipynb #54fec024
 def star(depths, batches, sides, # what each axis takes; the first value is the centre's
 )->list: # of (depth, batch, side)
     "The centre, and all cells that differ from it along one axis"
@@ -27,7 +27,7 @@ def star(depths, batches, sides, # what each axis takes; the first value is the 
 
 def grid(depths, batches, sides)->list: return [(d,b,s) for d in depths for b in batches for s in sides]   # all of them
 
-# %% ../nbs/20c_growth.ipynb #6032127f
+# %% ../nbs/20c_growth.ipynb #9aa731aa
 def sized(preset:str, # a key of `presets`
     depth:int, # blocks; width and heads follow
     side:int, # pixels
@@ -45,7 +45,7 @@ def sized(preset:str, # a key of `presets`
     for n,o in fresh.named_buffers(): t.get_buffer(n).copy_(o)
     return faster_for(NFIGPipeline(build_tokenizer(tok), t, sample=e.sample), dtype, device)
 
-# %% ../nbs/20c_growth.ipynb #41baac3c
+# %% ../nbs/20c_growth.ipynb #c8f3b69d
 def measure(cells:list, # of (depth, batch, side)
     preset:str, dtype:str, device:str, repeats:int, # as for `growth`
 )->list: # rows as in `bench.row`, with depth, side and tokens
@@ -66,12 +66,12 @@ def shown(rows:list # from `measure`
     "Rows of a table"
     return ["{depth:>5}{side:>6}{batch:>6}  {part:<12}{seconds:>9.3f}{seconds_per_image:>9.3f}{gflop:>10.1f}{gflops:>9.0f}{share:>9.0%}{memory_gib:>7.2f}".format(**r) for r in rows]
 
-# %% ../nbs/20c_growth.ipynb #5bb3d6bb
+# %% ../nbs/20c_growth.ipynb #5e05fc1d
 def numbers(s:str)->list: return [int(o) for o in s.split(',')]   # '1,2' -> [1,2]
 
 @call_parse
 def growth(depths:str='16,12,20,24', # blocks of the transformer; the first one is the centre's
-    batches:str='1,2,4,8', # images at once
+    batches:str='1,2,4', # images at once
     sides:str='256,128,512', # pixels
     full:store_true=False, # all combinations, not just the star
     preset:str='nfig_d16', # everything else
