@@ -99,7 +99,7 @@ def interleave(parts:list, # of `Part`; one that stands there twice is timed twi
     for p in dict.fromkeys(parts):
         if p.like is None: p.flops = count_flops(p.fn); continue
         if p.like.batch==p.batch: p.fn()                     # else a smaller one of its kind has touched and chosen
-        p.flops = p.like.flops*p.batch//p.like.batch
+        p.like.flops = p.like.flops or count_flops(p.like.fn); p.flops = p.like.flops*p.batch//p.like.batch
     for _ in range(repeats):
         for p in parts:
             reset_peak(device); sync(device); t,c = time.perf_counter(),time.process_time()
@@ -129,7 +129,7 @@ def build_pipelines(e:Experiment, # the row of the table
     base = pipe().to(device, torch.float32)   # also brings the convolutions' weights into channels_last
     return dict(fp32=base, bf16=copy.deepcopy(base).to(device, torch.bfloat16))
 
-# %% ../nbs/20_bench.ipynb #be74c0b8
+# %% ../nbs/20_bench.ipynb #c4a9adae
 class JoinedCache:
     "Keys and values by concatenation"
     def __init__(self, blocks:int): self.filled,self.kept,self.modulation = [0]*blocks,{},None
@@ -155,7 +155,7 @@ def reference(pipe:NFIGPipeline # stays as it is
     plain = copy.copy(pipe); plain.transformer = AsPublished(pipe.transformer)
     plain.tokenizer = copy.deepcopy(pipe.tokenizer).to(memory_format=torch.contiguous_format); return plain
 
-# %% ../nbs/20_bench.ipynb #1611890b
+# %% ../nbs/20_bench.ipynb #f33b8471
 def some_labels(pipe:NFIGPipeline, batch:int)->torch.Tensor: # (B,) int64
     "Any labels will do"
     return torch.arange(batch,device=pipe.device) % len(pipe.classes)
@@ -260,7 +260,7 @@ def report(about:dict, # preset, command, date and machine
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(**about, peak={d:round(r,1) for d,r in peak.items()}, rows=rows), indent=1)+'\n')
 
-# %% ../nbs/20_bench.ipynb #24fa2fec
+# %% ../nbs/20_bench.ipynb #a9d49919
 def memory_alone(preset:str, # row of the presets table
     dtype:str, # 'fp32' or 'bf16'
     batch:int, # images at once
