@@ -29,8 +29,8 @@ explore: $(STAMP) ## sliders over bands, stages and tokens, as an app in the bro
 test: $(STAMP) ## every notebook and everything in tests/
 	@$(BIN)/python -m pytest -q tests
 
-bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine
-	@$(BIN)/nfig_bench
+bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine, and how they grow
+	@$(BIN)/nfig_bench && $(BIN)/nfig_growth
 
 readme: $(STAMP) ## README.md from nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py

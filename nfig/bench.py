@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['dtypes', 'count_flops', 'Part', 'matmul_parts', 'sync', 'reset_peak', 'peak_memory', 'interleave', 'peaks',
-           'bench_experiment', 'build_pipelines', 'some_labels', 'some_tokens', 'image_parts', 'encode_part',
-           'train_step', 'train_part', 'images', 'row', 'table', 'all_parts', 'report', 'bench']
+           'bench_experiment', 'build_pipelines', 'JoinedCache', 'AsPublished', 'reference', 'some_labels',
+           'some_tokens', 'image_parts', 'both_ways', 'encode_part', 'train_step', 'train_part', 'images', 'row',
+           'table', 'all_parts', 'report', 'memory_alone', 'faster_for', 'faster_alone', 'bench']
 
 # %% ../nbs/20_bench.ipynb #bdceb964
-import copy,json,re,resource,statistics,sys,time,torch
+import copy,json,math,re,resource,statistics,subprocess,sys,time,torch
 import torch.nn.functional as F
 from dataclasses import asdict,dataclass,field,replace
 from datetime import datetime
@@ -16,16 +17,20 @@ from fastcore.script import call_parse,store_true
 from pathlib import Path
 from torch.utils.flop_counter import FlopCounterMode,sdpa_backward_flop_count,sdpa_flop_count
 from .config import Experiment,get_preset
+from .fast import faster
 from .generate import NFIGPipeline,generate
+from .packed import PackedLinear,can_pack
 from .tokenizer import build_tokenizer
 from .training import machine
 from .transformer import NFIGTransformer
 
 # %% ../nbs/20_bench.ipynb #e34108ac
+def _packed(x, w, *_, out_shape, **kw): return 2*math.prod(x)*out_shape[-1]   # shapes; a linear layer on packed weights
+
 def _cpu_attention():
-    "The CPU's attention kernels, with the counter's own formulas"
-    a = torch.ops.aten
-    return {a._scaled_dot_product_flash_attention_for_cpu: lambda q,k,v,*_,**kw: sdpa_flop_count(q,k,v),
+    "The CPU's attention kernels with the counter's own formulas, and `packed.packed_linear`"
+    a,m = torch.ops.aten,torch.ops.mkldnn
+    return ({m._linear_pointwise: _packed} if hasattr(m,'_linear_pointwise') else {}) | {a._scaled_dot_product_flash_attention_for_cpu: lambda q,k,v,*_,**kw: sdpa_flop_count(q,k,v),
             a._scaled_dot_product_flash_attention_for_cpu_backward: lambda g,q,k,v,*_,**kw: sdpa_backward_flop_count(g,q,k,v)}
 
 def count_flops(fn, # called once, without arguments
@@ -42,6 +47,7 @@ class Part:
     dtype:str # 'fp32' or 'bf16'
     fn:object # called without arguments
     batch:int=1 # images a call makes or uses
+    like:object=None # the `Part` that does the same in the usual way: its operations are counted, not this one's
     flops:int=0 # operations of a call; counted at the first one
     times:list=field(default_factory=list) # seconds of every call
     busy:list=field(default_factory=list) # the processor's seconds in every call, over all threads
@@ -57,11 +63,13 @@ dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16)
 def matmul_parts(dtype:str, # 'fp32' or 'bf16'
     device:str='cpu', # where
     n:int=2048, # side of the matrices
-)->list: # two `Part`s
-    "Matrix products whose best rate is the machine's peak: as a linear layer and as a 1x1 convolution"
+)->list: # of `Part`
+    "Matrix products whose best rate is the machine's peak: as a linear layer, as a 1x1 convolution, and with packed weights where there are any"
     a,w = (torch.randn(n,n,device=device,dtype=dtypes[dtype]) for _ in range(2))
     x,v = (t.clone().to(memory_format=torch.channels_last) for t in (a.view(1,n,32,n//32),w[:,:,None,None]))   # each pixel is a row
-    return [Part('matmul',dtype,lambda: F.linear(a,w)), Part('matmul 1x1',dtype,lambda: F.conv2d(x,v))]
+    p = PackedLinear(w, w[0]); packed = [Part('matmul packed',dtype,lambda: p(a))] if can_pack(w) else []
+    usual = Part('matmul',dtype,lambda: F.linear(a,w))
+    return [usual, Part('matmul 1x1',dtype,lambda: F.conv2d(x,v),like=usual)] + [replace(o,like=usual) for o in packed]
 
 # %% ../nbs/20_bench.ipynb #5e006943
 def sync(device:str): # where
@@ -88,7 +96,10 @@ def interleave(parts:list, # of `Part`; one that stands there twice is timed twi
     device:str='cpu', # where
 )->list: # the same parts, filled in
     "Time the parts in turn; the first, untimed call is counted"
-    for p in dict.fromkeys(parts): p.flops = count_flops(p.fn)
+    for p in dict.fromkeys(parts):
+        if p.like is None: p.flops = count_flops(p.fn); continue
+        if p.like.batch==p.batch: p.fn()                     # else a smaller one of its kind has touched and chosen
+        p.like.flops = p.like.flops or count_flops(p.like.fn); p.flops = p.like.flops*p.batch//p.like.batch
     for _ in range(repeats):
         for p in parts:
             reset_peak(device); sync(device); t,c = time.perf_counter(),time.process_time()
@@ -112,13 +123,39 @@ def bench_experiment(preset:str # a key of `presets`
 def build_pipelines(e:Experiment, # the row of the table
     device:str='cpu', # where
 )->dict: # dtype -> `NFIGPipeline`
-    "One model of random weights, in both precisions"
+    "One model of random weights, in both precisions, as it is trained and saved"
     torch.manual_seed(0)
     def pipe(): return NFIGPipeline(build_tokenizer(e.tokenizer), NFIGTransformer(e.transformer), sample=e.sample)
     base = pipe().to(device, torch.float32)   # also brings the convolutions' weights into channels_last
     return dict(fp32=base, bf16=copy.deepcopy(base).to(device, torch.bfloat16))
 
-# %% ../nbs/20_bench.ipynb #69d4ce6e
+# %% ../nbs/20_bench.ipynb #c4a9adae
+class JoinedCache:
+    "Keys and values by concatenation"
+    def __init__(self, blocks:int): self.filled,self.kept,self.modulation = [0]*blocks,{},None
+    def append(self, block:int, k, v # as for `KVCache.append`
+    )->tuple: # (keys, values)
+        "Put the new ones behind the old ones, in new memory"
+        if block in self.kept: k,v = (torch.cat(o,2) for o in zip(self.kept[block],(k,v)))
+        self.kept[block],self.filled[block] = (k,v),k.shape[2]; return k,v
+
+class AsPublished:
+    "A transformer used the way published VAR code does it: nothing is kept between stages but keys and values"
+    def __init__(self, t:NFIGTransformer): self.t,self.config,self.condition = t,t.config,t.condition
+    def eval(self): return self
+    def new_cache(self, batch:int)->JoinedCache: return JoinedCache(self.config.depth)
+    def stage(self, i:int, cond, x, cache): # as for `NFIGTransformer.stage`
+        "One stage"
+        if i: cache.modulation = self.t.modulations(cond)
+        return self.t.stage(i, cond, x, cache)
+
+def reference(pipe:NFIGPipeline # stays as it is
+)->NFIGPipeline: # the same maths, done as published VAR code does it
+    "What a fast pipeline is compared with"
+    plain = copy.copy(pipe); plain.transformer = AsPublished(pipe.transformer)
+    plain.tokenizer = copy.deepcopy(pipe.tokenizer).to(memory_format=torch.contiguous_format); return plain
+
+# %% ../nbs/20_bench.ipynb #f33b8471
 def some_labels(pipe:NFIGPipeline, batch:int)->torch.Tensor: # (B,) int64
     "Any labels will do"
     return torch.arange(batch,device=pipe.device) % len(pipe.classes)
@@ -128,14 +165,26 @@ def some_tokens(pipe:NFIGPipeline, batch:int)->list: # n tensors (B,s_i^2) int64
     q = pipe.tokenizer.quantizer
     return [torch.randint(q.codebook.size,(batch,s*s),device=pipe.device) for s in q.scales]
 
-def image_parts(pipe:NFIGPipeline, # models in `dtype`
+def image_parts(pipe:NFIGPipeline, # any kind
     dtype:str, # 'fp32' or 'bf16'
     batch:int=1, # images at once
+    name:str='', # in front of the parts' names
+    like=(None,None), # the same parts of another pipeline, see `Part`
 )->list: # two `Part`s
     "Generation with guidance, split into transformer and decoder"
     labels,tokens,tok = some_labels(pipe,batch),some_tokens(pipe,batch),pipe.tokenizer
-    return [Part('transformer',dtype,lambda: generate(pipe.transformer,tok.quantizer,labels,pipe.sample),batch),
-            Part('decoder',dtype,lambda: tok.decode(tokens),batch)]
+    return [Part(name+'transformer',dtype,lambda: generate(pipe.transformer,tok.quantizer,labels,pipe.sample),batch,like[0]),
+            Part(name+'decoder',dtype,lambda: tok.decode(tokens),batch,like[1])]
+
+def both_ways(pipes:dict, # from `build_pipelines`
+    batches=(1,), # images at once
+)->list: # of `Part`
+    "The reference's parts in float32, and those of fast pipelines in both precisions, for each batch"
+    ref,fast,done = reference(pipes['fp32']),{d:faster(p) for d,p in pipes.items()},[]
+    for b in batches:
+        done += image_parts(ref,'fp32',b,'reference ',done[:2] or (None,None)); like = done[-2:] if b==batches[0] else done[:2]
+        done += [p for d,f in fast.items() for p in image_parts(f,d,b,'',like)]
+    return done
 
 def encode_part(pipe:NFIGPipeline, # models in `dtype`
     dtype:str, # 'fp32' or 'bf16'
@@ -169,9 +218,9 @@ def train_part(pipe:NFIGPipeline, # weights in fp32
 def images(parts:list # timed `Part`s
 )->list: # `Part`s, a transformer and its decoder added up
     "Whole images: transformer plus decoder, for each precision and batch"
-    def add(a, b): return Part('image',a.dtype,None,a.batch,a.flops+b.flops,[x+y for x,y in zip(a.times,b.times)],max(a.memory,b.memory))
+    def add(a, b): return replace(a, name=a.name.replace('transformer','image'), fn=None, flops=a.flops+b.flops, times=[x+y for x,y in zip(a.times,b.times)], memory=max(a.memory,b.memory))
     of = {(p.name,p.dtype,p.batch):p for p in parts}
-    return [add(p, of['decoder',p.dtype,p.batch]) for p in parts if p.name=='transformer']
+    return [add(p, of[p.name.replace('transformer','decoder'),p.dtype,p.batch]) for p in parts if p.name.endswith('transformer')]
 
 def row(p:Part, # timed
     peak:dict, # from `peaks`
@@ -183,20 +232,21 @@ def row(p:Part, # timed
 def table(rows:list # from `row`
 )->str: # lines
     "Rows as an aligned table"
-    head = f"{'part':<12}{'dtype':<6}{'batch':>5}{'seconds':>10}{'s/image':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'of peak':>9}{'GiB':>7}"
-    line = "{part:<12}{dtype:<6}{batch:>5}{seconds:>10.3f}{seconds_per_image:>10.3f}{gflop:>10.1f}{gflops:>10.0f}{share:>9.0%}{memory_gib:>7.2f}"
+    head = f"{'part':<22}{'dtype':<6}{'batch':>5}{'seconds':>10}{'s/image':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'of peak':>9}{'GiB':>7}"
+    line = "{part:<22}{dtype:<6}{batch:>5}{seconds:>10.3f}{seconds_per_image:>10.3f}{gflop:>10.1f}{gflops:>10.0f}{share:>9.0%}{memory_gib:>7.2f}"
     return '\n'.join([head, *(line.format(**r) for r in rows)])
 
 # %% ../nbs/20_bench.ipynb #0dbcb91b
 def all_parts(pipes:dict, # from `build_pipelines`
-    full:bool=False, # also batch 8, and training and encoding in bf16
+    batches=(1,), # images at once, for generation
+    full:bool=False, # training and encoding in bf16, too
+    only:str='', # a pattern that part and precision have to match
 )->list: # of `Part`
     "Everything that is measured, with matrix products before each part"
-    device = pipes['fp32'].device; n = 8192 if device.type=='cuda' else 2048
-    peak = [p for d in dtypes for p in matmul_parts(d,device,n)]
-    work = [p for b in ((1,8) if full else (1,)) for d in dtypes for p in image_parts(pipes[d],d,b)]
+    device = pipes['fp32'].device; small = pipes['fp32'].transformer.config.width<512; n = 8192 if device.type=='cuda' else 512 if small else 2048
+    peak = [p for d in dtypes for p in matmul_parts(d,device,n)]; work = both_ways(pipes,batches)
     work += [p for d in (dtypes if full else ('fp32',)) for p in (encode_part(pipes[d],d), train_part(pipes['fp32'],d))]
-    return [p for w in work for p in (*peak,w)]
+    return [p for w in work if re.search(only, f'{w.name} {w.dtype}') for p in (*peak,w)]
 
 # %% ../nbs/20_bench.ipynb #4b07280f
 def report(about:dict, # preset, command, date and machine
@@ -210,13 +260,38 @@ def report(about:dict, # preset, command, date and machine
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(**about, peak={d:round(r,1) for d,r in peak.items()}, rows=rows), indent=1)+'\n')
 
+# %% ../nbs/20_bench.ipynb #a9d49919
+def memory_alone(preset:str, # row of the presets table
+    dtype:str, # 'fp32' or 'bf16'
+    batch:int, # images at once
+)->float: # GiB; the largest memory of the process
+    "What a process needs that only generates (on the CPU)"
+    code = f"""import torch
+from nfig.bench import *
+from nfig.bench import dtypes
+pipe = faster_alone({preset!r}, dtypes[{dtype!r}]); reset_peak('cpu'); pipe(list(range({batch})), batch_size={batch}); print(peak_memory('cpu'))"""
+    p = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True)
+    if p.returncode: raise RuntimeError(f"the process that was to be measured failed: {p.stderr[-500:]}")
+    return round(float(p.stdout),2)
+
+def faster_for(pipe:NFIGPipeline, dtype:torch.dtype, device:str='cpu')->NFIGPipeline: # `pipe` is used up
+    "A fast pipeline, whose original may go"
+    return faster(pipe.to(device, dtype), dtype)
+
+def faster_alone(preset:str, dtype:torch.dtype)->NFIGPipeline: # with nothing beside it in memory
+    "A fast pipeline of random weights"
+    e = bench_experiment(preset); return faster_for(NFIGPipeline(build_tokenizer(e.tokenizer), NFIGTransformer(e.transformer), sample=e.sample), dtype)
+
 # %% ../nbs/20_bench.ipynb #18da08d8
 @call_parse
 def bench(preset:str='nfig_d16', # row of the presets table
     device:str='cpu', # 'cpu' or 'cuda'
     repeats:int=3, # rounds; the table shows medians
     threads:int=0, # processor threads; 0 leaves PyTorch's choice
-    full:store_true=False, # also batch 8, and training and encoding in bf16
+    batches:str='1', # images at once, for generation: numbers between commas
+    full:store_true=False, # training and encoding in bf16, too
+    only:str='', # measure only parts whose name and precision match this pattern, as 'transformer|decoder'
+    memory:store_true=False, # also the memory of a process that does nothing but generate, for the largest batch
     out:str='results', # folder for bench_<device>.json
 ):
     "Time generation, training and encoding beside this machine's matrix product"
@@ -224,6 +299,8 @@ def bench(preset:str='nfig_d16', # row of the presets table
     if threads: torch.set_num_threads(threads)
     about = dict(preset=preset, command=' '.join(['nfig_bench',*sys.argv[1:]]), date=datetime.now().isoformat(timespec='seconds'), **machine())
     if not device.startswith('cuda'): about['gpu'] = None   # there may be one, but it is not what is measured
-    parts = interleave(all_parts(build_pipelines(bench_experiment(preset),device),full), repeats, device)
+    sizes = [int(b) for b in batches.split(',')]; alone = {d:memory_alone(preset,d,max(sizes)) for d in dtypes} if memory else None
+    if alone: about['memory_gib_alone'] = dict(batch=max(sizes), **alone)
+    parts = interleave(all_parts(build_pipelines(bench_experiment(preset),device),sizes,full,only), repeats, device)
     parts = list(dict.fromkeys(parts)); peak = peaks(parts)
     report(about, peak, [row(p,peak) for p in parts+images(parts)], Path(out)/f"bench_{device.split(':')[0]}.json")

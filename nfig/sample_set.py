@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 from torch import Tensor
 from .config import SampleConfig
+from .fast import faster
 from .generate import NFIGPipeline
 from .checkpoints import replacing
 from .runs import machine
@@ -101,8 +102,10 @@ def sample_npz(model:str, # pipeline folder, run folder of nfig_train, or bundle
     top_p:float=None, # probability kept; the model's own if not given
     temperature:float=None, # the model's own if not given
     device:str='cpu', # cpu or cuda
+    fast:str='', # fp32 or bf16: draw with a pipeline made fast, in this precision; as it is if not given
 ):
     "Draw many images into one .npz file for an evaluator"
     folder = Path(model)/'pipeline'
     pipe = NFIGPipeline.from_pretrained(folder if folder.is_dir() else model).to(device)
+    if fast: pipe = faster(pipe, dict(fp32=torch.float32,bf16=torch.bfloat16)[fast])
     print(sample_set(pipe, out, n, seed, batch_size, part, cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature))
