@@ -117,7 +117,8 @@ def test_stored_outputs(path):
 def test_sidebar_lists_every_notebook_once():
     def leaves(o): return [o] if isinstance(o,str) else [x for i in o for x in leaves(i['contents'] if isinstance(i,dict) else i)]
     side = yaml.safe_load((root/'nbs'/'sidebar.yml').read_text())
-    assert sorted(leaves(side['website']['sidebar']['contents']))==[p.relative_to(root/'nbs').as_posix() for p in nbs]
+    pages = [o for o in leaves(side['website']['sidebar']['contents']) if o!='architecture.md']   # which .ci/docs.py writes
+    assert sorted(pages)==[p.relative_to(root/'nbs').as_posix() for p in nbs]
 
 # What is installed
 
