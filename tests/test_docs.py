@@ -1,5 +1,5 @@
 "The site: it builds, its links lead somewhere, its pages open without errors of our making; and the package is one that an index would take."
-import importlib.util,json,shutil,subprocess,sys
+import importlib.util,json,os,shutil,subprocess,sys
 from pathlib import Path
 
 import pytest,yaml
@@ -81,7 +81,44 @@ def test_wheel_holds_nothing_else(dist):
     import zipfile
     names = [n for n in zipfile.ZipFile(next(dist.glob('*.whl'))).namelist() if '.dist-info/' not in n]
     extra = [n for n in names if not n.startswith('nfig/assets/') and not (n.startswith('nfig/') and n.endswith('.py') and n.count('/')==1)]
-    assert not [n for n in extra if n!='nfig/py.typed']
+    stubs = {n[:-1] for n in extra if n.endswith('.pyi')}
+    assert stubs=={n for n in names if n.endswith('.py') and n!='nfig/_modidx.py'} and 'nfig/py.typed' in extra and len(extra)==len(stubs)+1
+
+client = '''
+import torch
+from nfig.config import TokenizerConfig, TransformerConfig, get_preset
+from nfig.data import load_data, to_float
+from nfig.explorers import BandExplorer, photos
+from nfig.frequency import band_masks, decompose, radius
+from nfig.generate import NFIGPipeline
+from nfig.quantizer import Codebook, ResidualQuantizer
+from nfig.show import show_images
+from nfig.tokenizer import FRVAE
+pipe: NFIGPipeline = NFIGPipeline.from_pretrained('fashion-mnist')
+show_images(pipe(['Sneaker', 'Bag'], n=4, seed=0)).savefig('a.png')
+half = pipe.partials('Sneaker')[2] + pipe.to(None, torch.bfloat16).paint(torch.zeros(1))
+bands = decompose(half, band_masks((1, 2, 4), 8)), radius(8, None), TransformerConfig(width=None)
+tokenizer: FRVAE = FRVAE.from_pretrained('x')
+tokenizer.save_pretrained('y')
+sides: int = get_preset('tiny', tokenizer=dict(width=8)).tokenizer.side
+stages = [s.tokens for s in ResidualQuantizer(Codebook(8, 4), (1, 2, 4)).encode(half)]
+picture = BandExplorer(photos()['cat']).component(1, 2)
+'''
+wrong = '''
+TokenizerConfig(witdh=3)
+BandExplorer(half).componnent(1, 2)
+radius('eight')
+'''
+
+def test_a_type_checker_reads_the_package(dist, tmp_path):
+    "No false alarm in correct use, an alarm for each mistake. What is installed elsewhere is not followed, which saves its half minute"
+    import zipfile
+    zipfile.ZipFile(next(dist.glob('*.whl'))).extractall(tmp_path)
+    (tmp_path/'mypy.ini').write_text('[mypy]\n[mypy-nfig.*]\nignore_errors = True\n[mypy-torch.*,fastcore.*,matplotlib.*,PIL.*,numpy.*,huggingface_hub.*,ipywidgets.*,traitlets.*,tqdm.*]\nfollow_imports = skip\n')
+    (tmp_path/'client.py').write_text(client+wrong)
+    res = subprocess.run([sys.executable,'-m','mypy','client.py'], cwd=tmp_path, env={k:v for k,v in os.environ.items() if k!='PYTHONPATH'}, capture_output=True, text=True, timeout=300)
+    errors = [l for l in res.stdout.splitlines() if ': error:' in l]
+    assert [int(l.split(':')[1])-client.count('\n') for l in errors]==[2,3,4], res.stdout+res.stderr
 
 def test_citation_file():
     "The fields that the Citation File Format 1.2.0 asks for, and the version that is released"

@@ -59,7 +59,7 @@ def test_imports_point_to_earlier_notebooks(name):
 def copy(tmp_path):
     "The project without its history, to be changed at will"
     skip = shutil.ignore_patterns('__pycache__','.ipynb_checkpoints','_proc','.last_checked')
-    for o in ('nbs','nfig'): shutil.copytree(root/o, tmp_path/o, ignore=skip, symlinks=True)
+    for o in ('nbs','nfig','.ci'): shutil.copytree(root/o, tmp_path/o, ignore=skip, symlinks=True)
     for o in ('settings.ini','_quarto.yml','setup.py','README.md'): shutil.copy(root/o, tmp_path/o)
     return tmp_path
 
