@@ -60,7 +60,13 @@ def for_the_page(nb, name, cfg):
     for o in (o for c in nb['cells'] for o in c.get('outputs',[])):
         if 'text/html' in o.get('data',{}): o['data'].pop('application/vnd.jupyter.widget-view+json', None)
     link = f'<a class="nfig-colab" href="https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/gh-pages/colab/{name}">Open in Colab</a>'
-    if name!='index.ipynb': nb['cells'].insert(1, markdown(link))
+    nb['cells'].insert(1 if name!='index.ipynb' else 2, markdown(link if name!='index.ipynb' else growth()))
+
+def growth():
+    "For the front page: the film of an image that grows, from the stored outputs of the explorers"
+    films = [''.join(o['data']['text/html']) for c in read(nbs/'explore.ipynb')['cells'] for o in c.get('outputs',[]) if 'text/html' in o.get('data',{})]
+    film = next(f for f in films if 'data-text="after stage 1' in f)
+    return f"Move the slider, and an image grows, stage by stage: the image, what the stage added, and its spectrum. [More to play with](explore.ipynb).\n\n```{{=html}}\n{film}\n```"
 
 def stage():
     "Fill _proc/"
