@@ -69,7 +69,7 @@ def test_pages_open_without_errors(project, tmp_path):
 @pytest.fixture(scope='module')
 def dist(project):
     "A source archive and a wheel"
-    built = subprocess.run([sys.executable,'-m','build','--no-isolation','-q','.'], cwd=project, capture_output=True, text=True, timeout=300)
+    built = subprocess.run([sys.executable,'-m','build','--no-isolation','-q','.'], cwd=project, capture_output=True, text=True, timeout=600)
     assert built.returncode==0, built.stderr
     return project/'dist'
 
@@ -116,7 +116,7 @@ def test_a_type_checker_reads_the_package(dist, tmp_path):
     zipfile.ZipFile(next(dist.glob('*.whl'))).extractall(tmp_path)
     (tmp_path/'mypy.ini').write_text('[mypy]\n[mypy-nfig.*]\nignore_errors = True\n[mypy-torch.*,fastcore.*,matplotlib.*,PIL.*,numpy.*,huggingface_hub.*,ipywidgets.*,traitlets.*,tqdm.*]\nfollow_imports = skip\n')
     (tmp_path/'client.py').write_text(client+wrong)
-    res = subprocess.run([sys.executable,'-m','mypy','client.py'], cwd=tmp_path, env={k:v for k,v in os.environ.items() if k!='PYTHONPATH'}, capture_output=True, text=True, timeout=300)
+    res = subprocess.run([sys.executable,'-m','mypy','client.py'], cwd=tmp_path, env={k:v for k,v in os.environ.items() if k!='PYTHONPATH'}, capture_output=True, text=True, timeout=600)
     errors = [l for l in res.stdout.splitlines() if ': error:' in l]
     assert [int(l.split(':')[1])-client.count('\n') for l in errors]==[2,3,4], res.stdout+res.stderr
 
