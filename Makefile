@@ -32,6 +32,9 @@ test: $(STAMP) ## every notebook and everything in tests/
 bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine, and how they grow
 	@$(BIN)/nfig_bench && $(BIN)/nfig_growth
 
+docs: $(STAMP) ## the site, in _docs/ (formulas are set by KaTeX, which the page loads from the network)
+	@$(BIN)/python .ci/docs.py && echo "open _docs/index.html"
+
 readme: $(STAMP) ## README.md from nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py
 

@@ -1,12 +1,22 @@
 "Everything that a package index wants to know, read from settings.ini"
-import configparser
+import configparser,sys
 from pathlib import Path
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).resolve().parent
 parser = configparser.ConfigParser(delimiters=['='])
 parser.read(root/'settings.ini', encoding='utf-8')
 cfg, readme = parser['DEFAULT'], root/'README.md'
+
+class Build(build_py):
+    "Adds stubs for type checkers to a wheel; `.ci/stubs.py` says why they are needed"
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        sys.path.insert(0, str(root/'.ci'))
+        from stubs import write_stubs
+        write_stubs(root/cfg['lib_name'], Path(self.build_lib)/cfg['lib_name'])
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
@@ -17,4 +27,4 @@ setup(
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
-    zip_safe=False)
+    cmdclass={'build_py': Build}, zip_safe=False)

@@ -4,10 +4,10 @@ stage    notebooks, as nbdev prepares them, into _proc/; the code that they expo
          with the import graph is added
 render   _proc/ -> HTML with smalldocs
 finish   the HTML to _docs/, beside it copies of the notebooks for Colab; broken internal links end it"""
-import ast,html,json,re,shutil,subprocess,sys,tempfile
+import ast,json,re,shutil,subprocess,sys,tempfile
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote,urljoin,urlparse
+from urllib.parse import unquote,urlparse
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root))                                                 # the modules beside this file, not those of another checkout
@@ -54,11 +54,19 @@ def copy_shown(folder):
     for path in folder.rglob('*.ipynb'): nb = read(path); show_exports(nb); write(nb, path)
 
 def for_the_page(nb, name, cfg):
-    "A staged notebook, changed in place: films instead of widgets, and a link to Colab"
+    "A staged notebook, changed in place: films instead of widgets, links to files that are not on the site, and one to Colab"
+    for c in nb['cells']:
+        if c['cell_type']=='markdown': c['source'] = re.sub(r'(!?)(\[[^\]]*\]\()\.\./', lambda m: f"{m[1]}{m[2]}{cfg.git_url}/{'raw' if m[1] else 'blob'}/{cfg.branch}/", source(c))
     for o in (o for c in nb['cells'] for o in c.get('outputs',[])):
         if 'text/html' in o.get('data',{}): o['data'].pop('application/vnd.jupyter.widget-view+json', None)
     link = f'<a class="nfig-colab" href="https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/gh-pages/colab/{name}">Open in Colab</a>'
-    if name!='index.ipynb': nb['cells'].insert(1, markdown(link))
+    nb['cells'].insert(1 if name!='index.ipynb' else 2, markdown(link if name!='index.ipynb' else growth()))
+
+def growth():
+    "For the front page: the film of an image that grows, from the stored outputs of the explorers"
+    films = [''.join(o['data']['text/html']) for c in read(nbs/'explore.ipynb')['cells'] for o in c.get('outputs',[]) if 'text/html' in o.get('data',{})]
+    film = next(f for f in films if 'data-text="after stage 1' in f)
+    return f"Move the slider, and an image grows, stage by stage: the image, what the stage added, and its spectrum. [More to play with](explore.ipynb).\n\n```{{=html}}\n{film}\n```"
 
 def stage():
     "Fill _proc/"
@@ -177,16 +185,15 @@ class Links(HTMLParser):
 
 def broken_links(site, home):
     "Links of a built site that lead to no file or anchor of it; addresses below `home` count as internal"
-    pages = {p:Links(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html'))}
+    pages = {p.resolve():Links(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html'))}
     def missing(page, link):
-        link = link[len(home):].lstrip('/') or 'index.html' if link.startswith(home) else link
-        base = site if link.startswith('/') or link!=link else page.parent
+        if link.startswith(home): link = '/'+link[len(home):].lstrip('/')
         url = urlparse(link)
-        if url.scheme or url.netloc or link.startswith('#') and len(link)<2: return False
-        to = ((site if link.startswith('/') else page.parent)/unquote(url.path).lstrip('/')).resolve() if url.path else page
+        if url.scheme or url.netloc or not link.strip('#'): return False
+        to = ((site if url.path.startswith('/') else page.parent)/unquote(url.path).lstrip('/')).resolve() if url.path else page
         if to.is_dir(): to = to/'index.html'
-        return not to.exists() or bool(url.fragment and to.suffix=='.html' and unquote(url.fragment) not in pages.get(to, pages[page]).ids)
-    return [f'{p.relative_to(site)}: {l}' for p,o in pages.items() for l in dict.fromkeys(o.links) if missing(p,l)]
+        return not to.exists() or site.resolve() not in to.resolve().parents or bool(url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids)
+    return [f'{p.relative_to(site.resolve())}: {l}' for p,o in pages.items() for l in dict.fromkeys(o.links) if missing(p,l)]
 
 if __name__=='__main__':
     for step in sys.argv[1:] or ['stage','render','finish']: dict(stage=stage, render=render, finish=finish)[step]()

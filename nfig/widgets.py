@@ -6,7 +6,7 @@
 __all__ = ['png', 'bars', 'webp', 'film', 'Picker', 'View', 'beside', 'same_or_new', 'BandView', 'MixerView', 'StageView',
            'TokenizerView']
 
-# %% ../nbs/17a_widgets.ipynb #f8de0cc8
+# %% ../nbs/17a_widgets.ipynb #f0d91832
 import base64,io
 import ipywidgets as W,torch,traitlets
 from fastcore.basics import patch
@@ -20,7 +20,7 @@ from .images import decode,reason,to_float
 from .show import palette,psnr,stretch
 from .tokenizer import FRVAE
 
-# %% ../nbs/17a_widgets.ipynb #0acc16bb
+# %% ../nbs/17a_widgets.ipynb #8f565528
 def png(x:Tensor, # (3,H,W) in [-1,1]; clipped
     side:int=256, # least height on the screen, pixels
 )->bytes: # a PNG file
@@ -30,7 +30,7 @@ def png(x:Tensor, # (3,H,W) in [-1,1]; clipped
     im.resize((k*im.width,k*im.height), Image.Resampling.NEAREST).save(buffer, 'png', compress_level=1)
     return buffer.getvalue()
 
-# %% ../nbs/17a_widgets.ipynb #13c24c75
+# %% ../nbs/17a_widgets.ipynb #bddfffb1
 def bars(numbers:dict, # name of a column: (n,) numbers of at least 0
     first:str='band', # what the rows are
     marked=(), # rows to print bold, counted from 1
@@ -43,7 +43,7 @@ def bars(numbers:dict, # name of a column: (n,) numbers of at least 0
     rows = (f'<tr style="font-weight:{"bold" if i+1 in marked else "normal"}"><td>{i+1}</td>'+''.join(cell(v[i],max(v),c) for v,c in zip(cols.values(),palette))+'</tr>' for i in range(n))
     return f'<table style="line-height:1.2;font-size:12px">{head}{"".join(rows)}</table>'
 
-# %% ../nbs/17a_widgets.ipynb #466b1527
+# %% ../nbs/17a_widgets.ipynb #77f35dbc
 def webp(x:Tensor, # (3,H,W) in [-1,1]
 )->bytes: # a WebP file
     "A picture in few bytes: exact if it is small, good to look at if it is large"
@@ -67,7 +67,7 @@ def film(frames:list, # pictures (3,H,W) in [-1,1] of one size
             f'<img alt="{escape(texts[at])}" src="data:image/webp;base64,{data}" style="width:100%;max-width:none;display:block;margin:0;image-rendering:{"pixelated" if h<=64 else "auto"};transform:translateY(-{100*at/n:.6g}%)"></div>'
             f'<input type="range" min="0" max="{n-1}" value="{at}" style="width:100%" aria-label="frame" oninput="{_slide}"><output>{escape(texts[at])}</output></div>')
 
-# %% ../nbs/17a_widgets.ipynb #1804a61b
+# %% ../nbs/17a_widgets.ipynb #b805ee40
 class Picker(W.HBox):
     "Choose a picture by name, or upload one; `value` is the name, `album` holds the pictures"
     value = traitlets.Unicode()
@@ -92,7 +92,7 @@ class Picker(W.HBox):
     @property
     def image(self)->Tensor: return self.album[self.value] # (3,H,H)
 
-# %% ../nbs/17a_widgets.ipynb #3aef5fb9
+# %% ../nbs/17a_widgets.ipynb #cbe09574
 class View(W.VBox):
     "Controls above, pictures in a row, a note below. Subclasses write `render`"
     film_of,film_at = None,0       # name of the control that the film moves along, and the frame to begin with
@@ -118,7 +118,7 @@ class View(W.VBox):
         for label,image,(caption,x) in zip(self.captions, self.images, pictures): label.value,image.value = caption,png(x)
         self.note.value,self.error.value = note,''
 
-# %% ../nbs/17a_widgets.ipynb #644f2fb2
+# %% ../nbs/17a_widgets.ipynb #b78d7e7d
 def beside(pictures:list, # (3,H_i,W_i) each
     side:int, # height and width of each in the frame
 )->Tensor: # (3,side,n*side)
@@ -136,7 +136,7 @@ def film(self:View)->str: # HTML
 @patch
 def _repr_mimebundle_(self:View, **kw): return W.VBox._repr_mimebundle_(self, **kw) | {'text/html':self.film()}
 
-# %% ../nbs/17a_widgets.ipynb #849cd9e5
+# %% ../nbs/17a_widgets.ipynb #39fae70c
 def same_or_new(old, # the explorer there was, or None
     new, # the explorer that is asked for; costs nothing as long as it is not used
 ): # the old one if it explores the same
@@ -161,9 +161,9 @@ class BandView(View):
         "The window, where it is, the sum so far; a table of all bands"
         lo,hi = window; hi = min(hi,len(scales))
         e = self.explorer = same_or_new(self.explorer, BandExplorer(self.picker.image, scales, division)); part,k = stretch(e.component(lo,hi)); within = f'band {lo}' if lo==hi else f'bands {lo} to {hi}'
-        return [(f'{within}, contrast × {k:.2g}', part), ('where it is in the spectrum', e.spectrum(lo,hi)), (f'bands 1 to {hi}', e.so_far(hi))], bars(e.per_band, marked=range(lo,hi+1))
+        return [(f'{within}, contrast × {k:.2g}' if k else f'{within}: empty', part), ('where it is in the spectrum', e.spectrum(lo,hi)), (f'bands 1 to {hi}', e.so_far(hi))], bars(e.per_band, marked=range(lo,hi+1))
 
-# %% ../nbs/17a_widgets.ipynb #5e84242e
+# %% ../nbs/17a_widgets.ipynb #32141794
 class MixerView(View):
     "Slow waves of one image, fast waves of another"
     film_of,film_at = 'cut',5
@@ -179,7 +179,7 @@ class MixerView(View):
         m = Mixer(self.low.album[low], self.high.album[high], cut=cut); slow,fast = m.parts()
         return [(f'{low} up to band {cut}', slow), (f'{high} from band {cut+1}', stretch(fast)[0]), ('the sum', slow+fast)],'Step back from the screen, or close your eyes half: the slow waves win.'
 
-# %% ../nbs/17a_widgets.ipynb #1d0cf128
+# %% ../nbs/17a_widgets.ipynb #1efded4e
 class StageView(View):
     "A generated image, stage by stage, and a stage drawn anew"
     film_of,film_at = 'stage',2
@@ -204,7 +204,7 @@ class StageView(View):
         e = self.explorer; tokens = e.stages[stage-1].tokens[0].tolist()
         return [(f'after stage {stage}', e.images[stage-1]), (f'stage {stage} added', stretch(e.added(stage))[0]), ('spectrum', e.spectrum(stage))], f'{len(tokens)} tokens, drawn with seed {e.seed}: '+' '.join(map(str,tokens[:16]))+(' …' if len(tokens)>16 else '')
 
-# %% ../nbs/17a_widgets.ipynb #d24598e3
+# %% ../nbs/17a_widgets.ipynb #74400481
 class TokenizerView(View):
     "An image through a tokenizer: reconstruction after k stages, error, and the codes in use"
     film_of,film_at = 'stages',2
