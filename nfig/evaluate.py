@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['stage_errors', 'stage_sums', 'stage_result', 'image_scores', 'check_reference', 'tokenizer_sums', 'tokenizer_result',
-           'evaluate_tokenizer', 'plot_stage_errors', 'about', 'write_result', 'best_perceptual', 'tokenizer_report',
-           'evaluate_command']
+           'evaluate_tokenizer', 'plot_stage_errors', 'about', 'provenance', 'write_result', 'best_perceptual',
+           'tokenizer_report', 'evaluate_command']
 
 # %% ../nbs/16_evaluate.ipynb #dbde8daa
 import json,sys,torch
@@ -129,6 +129,11 @@ def about(command:str, # as it was typed, without its arguments
 )->dict: # plain data
     "Where a number comes from: command, date, machine"
     return dict(command=' '.join([command,*sys.argv[1:]]), date=datetime.now(timezone.utc).isoformat(timespec='seconds'), **more, **machine())
+
+def provenance(a:dict # what `about` made
+)->str: # one line
+    "Where a number comes from, in a line"
+    return f"{a['command']} ({a['date'][:10]}, {a['gpu'] or a['cpu']}, {a['threads']} thread{'s' if a['threads']!=1 else ''}, torch {a['torch']})"
 
 def write_result(out, # JSON file to write; only shown if empty
     result:dict, # plain data
