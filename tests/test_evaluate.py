@@ -45,13 +45,14 @@ class Eyes(nn.Module):
     name = 'Eyes'
     def forward(self, x):
         time.sleep(float(os.environ.get('SLOW','0'))); f = nn.functional.adaptive_avg_pool2d(x,4).flatten(1); return f,f[:,:5].softmax(1)
-join('cpu'); what,n,work = sys.argv[1],int(sys.argv[2]),sys.argv[3]
-torch.manual_seed(0); e = presets['tiny']
-if what=='drawn': images = GeneratedImages(NFIGPipeline(build_tokenizer(e.tokenizer),NFIGTransformer(e.transformer)), n)
-else: images = NpzImages(what)
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-m = together(lambda: evaluate_samples(images, NpzImages('real.npz'), Eyes(), folder=work, n=n, where='reference-'+work, size=10 if what=='drawn' else 1000, neighbours=500, batch=10 if what=='drawn' else 100, shard=parse_share(), progress=False))
-if leave(): print(json.dumps(m|dict(memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, start=start/1024)))
+def run(what, n, work):
+    torch.manual_seed(0); e = presets['tiny']
+    if what=='drawn': images,size = GeneratedImages(NFIGPipeline(build_tokenizer(e.tokenizer),NFIGTransformer(e.transformer)), n),10
+    else: images,size = NpzImages(what),1000
+    m = together(lambda: evaluate_samples(images, NpzImages('real.npz'), Eyes(), folder=work, n=n, where='reference-'+work, size=size, neighbours=500, batch=size//10+9, shard=parse_share(), progress=False))
+    return m and m|dict(memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+join('cpu'); found = [run(what,int(n),what+n+sys.argv[1]) for what,n in (o.split(':') for o in sys.argv[2:])]
+if leave(): print(json.dumps(found))
 '''
 
 @pytest.fixture(scope='module')
@@ -68,19 +69,17 @@ def measured(place, *args, n=1, **more):
 
 def test_killed_and_shared(place):
     "Killed in the middle and started again, or by two processes: the numbers are those of one quiet run"
-    whole = measured(place, 'drawn', 60, 'whole')
-    p = subprocess.Popen([sys.executable,'program.py','drawn','60','killed'], cwd=place, env=env|dict(SLOW='.5'), stderr=subprocess.DEVNULL)
-    while len(list((place/'killed').glob('part_*.safetensors')))<2: time.sleep(.05); assert p.poll() is None
-    p.send_signal(signal.SIGKILL); p.wait(); first = {f:f.stat().st_mtime_ns for f in (place/'killed').glob('part_*')}
+    whole, = measured(place, 'whole', 'drawn:60')
+    p = subprocess.Popen([sys.executable,'program.py','killed','drawn:60'], cwd=place, env=env|dict(SLOW='.5'), stderr=subprocess.DEVNULL); folder = place/'drawn60killed'
+    while len(list(folder.glob('part_*.safetensors')))<2: time.sleep(.05); assert p.poll() is None
+    p.send_signal(signal.SIGKILL); p.wait(); first = {f:f.stat().st_mtime_ns for f in folder.glob('part_*')}
     assert 2<=len(first)<6
-    for m in (measured(place, 'drawn', 60, 'killed'), measured(place, 'drawn', 60, 'shared', n=2)):
+    for m in (*measured(place, 'killed', 'drawn:60'), *measured(place, 'shared', 'drawn:60', n=2)):
         for k in ('FD-Eyes','IS-Eyes','precision-Eyes','recall-Eyes','psd_distance'): assert m[k]==pytest.approx(whole[k], rel=1e-6), k
     assert all(f.stat().st_mtime_ns==t for f,t in first.items())                              # parts that were there were not made again
 
 def test_memory_does_not_grow(place):
-    "Peak memory while n and 4n images are read from a file"
-    peak = []
-    for n in (3000,12000):
-        np.savez(place/f'many{n}.npz', np.random.default_rng(n).integers(0,256,(n,32,32,3),dtype=np.uint8))
-        peak.append(measured(place, f'many{n}.npz', n, f'memory{n}', MALLOC_MMAP_THRESHOLD_='65536'))   # what glibc keeps for later is no use of ours
-    assert peak[1]['images']==12000 and peak[1]['memory']-peak[0]['memory']<12                 # MB; the 9,000 images more are 28
+    "Peak memory after n, and then after 4n images read from a file"
+    for n in (3000,12000): np.savez(place/f'{n}.npz', np.random.default_rng(n).integers(0,256,(n,32,32,3),dtype=np.uint8))
+    few,many = measured(place, 'memory', '3000.npz:3000', '12000.npz:12000', MALLOC_MMAP_THRESHOLD_='65536')   # what glibc keeps for later is no use of ours
+    assert many['images']==12000 and many['memory']-few['memory']<12                          # MB; the 9,000 images more are 28
