@@ -6,7 +6,7 @@
 __all__ = ['orders', 'common', 'small_measures', 'small_case', 'seen', 'set_scores', 'draw_set', 'run_small', 'small_study',
            'read_small', 'small_table']
 
-# %% ../nbs/16d_small_study.ipynb #6c5501b3
+# %% ../nbs/16d_small_study.ipynb #de6d7f9b
 import json,sys,time,torch
 from datetime import datetime,timezone
 from fastcore.script import call_parse
@@ -23,7 +23,7 @@ from .train_nfig import train_nfig
 from .train_tokenizer import train_tokenizer
 from .training import machine,replacing
 
-# %% ../nbs/16d_small_study.ipynb #e7d0d531
+# %% ../nbs/16d_small_study.ipynb #d647703f
 orders = {k:(v,{}) for k,v in targets.items()}|{'raster':(one_scale|dict(scales=(8,)),dict(order='raster'))} # case -> what is special about its tokenizer and its transformer
 common = dict(scales=(1,2,3,4,6,8), codebook_size=256, gains=True, beta=.02) # what all tokenizers have
 
@@ -38,7 +38,7 @@ def small_case(name:str, # a key of `orders`
     tok,model = orders[name]
     return get_preset('tiny', tokenizer=common|tok, transformer=model, train_tokenizer=run|dict(steps=steps[0]), train=run|dict(steps=steps[1]), sample=dict(cfg_scale=0.))
 
-# %% ../nbs/16d_small_study.ipynb #b6eb46c2
+# %% ../nbs/16d_small_study.ipynb #15c36b9f
 @torch.no_grad()
 def seen(features, # `EffNetFeatures`
     images, # see `image_batches`
@@ -58,7 +58,7 @@ def set_scores(real:tuple, # what `seen` gave for the real images
     fd = frechet_distance(*[Moments(o.shape[1]).add(o) for o in (f,g)])
     return {'FD-EffNetLite0':fd, 'precision':precision, 'recall':recall, 'psd_distance':log_distance(p,q,rounding_power((side,side)))}
 
-# %% ../nbs/16d_small_study.ipynb #409e70fd
+# %% ../nbs/16d_small_study.ipynb #d4183b6d
 @torch.no_grad()
 def draw_set(pipe, # `NFIGPipeline`
     n:int, # images in all, the same number of each class
@@ -69,7 +69,7 @@ def draw_set(pipe, # `NFIGPipeline`
     x = torch.cat([pipe(c, n=n//k, seed=seed+c*(n//k), batch_size=50) for c in range(k)])
     return x,(time.process_time()-start)/len(x)
 
-# %% ../nbs/16d_small_study.ipynb #8b587818
+# %% ../nbs/16d_small_study.ipynb #b9fe8a17
 def run_small(name:str, # a key of `orders`
     seed:int, # of the run
     train:ImageData, # images to learn from
@@ -94,7 +94,7 @@ def run_small(name:str, # a key of `orders`
     with replacing(out) as tmp: tmp.write_text(json.dumps(r, indent=1)+'\n')
     return r
 
-# %% ../nbs/16d_small_study.ipynb #c6eb9ea9
+# %% ../nbs/16d_small_study.ipynb #44af222e
 @call_parse
 def small_study(
     data:str='fashion-mnist', # as for nfig_train_tokenizer; its held-out part is measured
@@ -122,7 +122,7 @@ def small_study(
         r = run_small(c, s, train, test, settings, Path(runs)/f'{where}-{c}-{s}', file(c,s), features, real)
         print(f"{c}, seed {s}: rFD {r['tokenizer']['FD-EffNetLite0']:.0f}, gFD {r['generator']['FD-EffNetLite0']:.0f}, {r['about']}", flush=True)
 
-# %% ../nbs/16d_small_study.ipynb #ce19719f
+# %% ../nbs/16d_small_study.ipynb #99256154
 small_measures = {'rFD':-1, 'PSNR':1, 'keep':1, 'PSD rec.':-1, 'gFD':-1, 'precision':1, 'PSD drawn':-1} # name -> 1 if more is better
 
 def read_small(folder # of results, for one data set
