@@ -6,20 +6,20 @@
 __all__ = ['size_of', 'generator_report', 'together', 'evaluate', 'save_with_figure', 'spectrum', 'growth', 'several', 'stages',
            'frequency', 'types', 'ladder', 'rows']
 
-# %% ../nbs/19a_evaluate_cli.ipynb #d5795071
+# %% ../nbs/19a_evaluate_cli.ipynb #b5216d25
 import json
 import torch.distributed as dist
 from fastcore.script import call_parse
 from pathlib import Path
 from .cli import find_in,friendly
 from .distributed import join,leave,world
-from .evaluate import about,plot_stage_errors,tokenizer_report,write_result
+from .evaluate import about,evaluate_tokenizer,plot_stage_errors,tokenizer_report,write_result
 from .features import build_extractor
 from .parts import parse_share
 from .sets import evaluate_samples,open_images,open_samples
 from .training import pick_device
 
-# %% ../nbs/19a_evaluate_cli.ipynb #7df9436b
+# %% ../nbs/19a_evaluate_cli.ipynb #263f7de8
 def size_of(model:Path # run folder of nfig_train, or a pipeline
 )->dict: # plain data: model, parameters, epochs; what is not known is left out
     "What a row of Tables 3 and 4 says about a model"
@@ -44,7 +44,7 @@ def generator_report(model, # run folder of nfig_train, pipeline, .npz file or f
     pipe = getattr(images,'pipe',None); size = dict(parameters=sum(p.numel() for p in pipe.transformer.parameters()), sample=vars(pipe.settings(**(sample or {})))) if pipe else {}
     return m and m|dict(about=about('nfig_evaluate', data=str(data), split=split, seed=seed, **size_of(Path(str(model))), **size))
 
-# %% ../nbs/19a_evaluate_cli.ipynb #d67cf153
+# %% ../nbs/19a_evaluate_cli.ipynb #2d1a4fc4
 def together(measure # () -> result, or None while other processes have parts to do
 ): # the result; None if others, that are not of this group, have parts to do
     "Measure with all of torchrun's processes; when all are done, the first adds up"
@@ -54,7 +54,7 @@ def together(measure # () -> result, or None while other processes have parts to
         if m is None and world()[0]==0: m = measure()
     return m
 
-# %% ../nbs/19a_evaluate_cli.ipynb #c784e9ab
+# %% ../nbs/19a_evaluate_cli.ipynb #711940cd
 @call_parse
 @friendly
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate(
     write_result(out, m)
     if out: print(', '.join(f'{k} {v:.4g}' for k,v in m.items() if isinstance(v,float)))
 
-# %% ../nbs/19a_evaluate_cli.ipynb #16648be6
+# %% ../nbs/19a_evaluate_cli.ipynb #f98f1dea
 def save_with_figure(out, # name without an ending, or with .json
     result:dict, # plain data
     *figures, # (what is added to the name, figure)
@@ -117,7 +117,7 @@ def spectrum(
     save_with_figure(out, dict(reference=str(a), sets=found, about=about('nfig_spectrum')), ('',spectra_figure(found,Path(a).name)))
     for k,r in found.items(): print(f"{k}: PSD distance {r['psd_distance']:.3f} in [{r['psd_interval'][0]:.3f}, {r['psd_interval'][1]:.3f}], halves of the reference {r['psd_halves']:.3f}, slopes {r['slope'][0]:.2f} and {r['slope'][1]:.2f}")
 
-# %% ../nbs/19a_evaluate_cli.ipynb #b73b6101
+# %% ../nbs/19a_evaluate_cli.ipynb #a8e62534
 @call_parse
 @friendly
 def growth(
@@ -134,13 +134,18 @@ def growth(
     save_with_figure(out, g|dict(about=about('nfig_growth')), ('',growth_figure(parts,names=names)), ('-share',share_figure(g)))
 
 def several(runs:str, # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
-    **how, # of `tokenizer_report`
-)->dict: # name -> what `tokenizer_report` gave
-    "Measure several tokenizers on one set"
+    data:str, # as for nfig_train_tokenizer
+    split:str, # of the data
+    n:int, # images
+)->dict: # name -> what `evaluate_tokenizer` gave
+    "Measure several tokenizers on one set, without networks"
+    from nfig.data import load_data
+    from nfig.tokenizer import FRVAE
     pairs = [(o.partition('=')[0],o.partition('=')[2]) if '=' in o else (Path(o).name,o) for o in runs.split(',')]
-    return {name:tokenizer_report(folder,**how) for name,folder in pairs}
+    toks = {name:FRVAE.from_pretrained(find_in(folder,'tokenizer')) for name,folder in pairs}
+    return {name:evaluate_tokenizer(t, load_data(data,t.config.image_size,split), n, progress=True) for name,t in toks.items()}
 
-# %% ../nbs/19a_evaluate_cli.ipynb #7558a8bd
+# %% ../nbs/19a_evaluate_cli.ipynb #3f54dfc4
 @call_parse
 @friendly
 def stages(
@@ -151,7 +156,7 @@ def stages(
     out:str='stages', # OUT.json and OUT.png are written
 ):
     "Figure 5: the quantisation error of each stage, with the final error beside it"
-    m = several(runs, data=data, split=split, n=n)
+    m = several(runs, data, split, n)
     save_with_figure(out, dict(tokenizers=m, about=about('nfig_stages')), ('',plot_stage_errors(m)))
     for k,v in m.items(): print(f"{k}: error of the last stage {v['error_whole'][-1]:.4f} of the latent's variance, reconstruction {v['psnr']:.2f} dB")
 
@@ -166,10 +171,10 @@ def frequency(
 ):
     "Appendix B.2: PSD distance, and what is kept of low, middle and high frequencies"
     from nfig.analyses import frequency_figure
-    m = several(runs, data=data, split=split, n=n); save_with_figure(out, dict(tokenizers=m, about=about('nfig_frequency')), ('',frequency_figure(m)))
+    m = several(runs, data, split, n); save_with_figure(out, dict(tokenizers=m, about=about('nfig_frequency')), ('',frequency_figure(m)))
     for k,v in m.items(): print(f"{k}: PSD distance {v['psd_distance']:.2f}, keep score {100*v['keep']:.1f}: low {100*v['keep_low']:.1f}, middle {100*v['keep_middle']:.1f}, high {100*v['keep_high']:.1f}")
 
-# %% ../nbs/19a_evaluate_cli.ipynb #cfedb6a3
+# %% ../nbs/19a_evaluate_cli.ipynb #93272650
 @call_parse
 @friendly
 def types(
@@ -203,7 +208,7 @@ def ladder(
     for name,_,file in (o.partition('=') for o in before.split(',') if o):
         r = json.loads(Path(file).read_text()); fd = next(k for k in r if k in ('FID','rFID') or k.startswith('FD-')); rows.append({'name':name, 'rfd' if 'psnr' in r else 'gfd':r[fd]})
     for name,s in sampling_rungs(top_k,cfg_scale).items():
-        r = generator_report(model, data, split, n=n, sample=s); unit = next(k for k in r if k=='FID' or k.startswith('FD-')); rows.append(dict(name=name, gfd=r[unit], **r))
+        r = generator_report(model, data, split, n=n, sample=s); unit = next(k for k in r if k=='FID' or k.startswith('FD-')); rows.append(dict(name=name, gfd=r[unit], sample=r['about']['sample'], **{k:v for k,v in r.items() if k!='about'}))
     save_with_figure(out, dict(rows=rows, unit=unit, about=about('nfig_ladder')), ('',ladder_figure(rows,f'{unit}, {n} images')))
 
 @call_parse
