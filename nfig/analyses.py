@@ -88,6 +88,7 @@ def qr_codes(side:int)->list: # (3,side,side) images in [-1,1]
     codes = [require('segno').make(t, error='m') for t in ('nfig', 'Next-Frequency Image Generation', 'https://arxiv.org/abs/2503.07076')]
     return [small_square(1-np.kron(np.pad(np.array(c.matrix),2),np.ones((8,8))),side) for c in codes]
 
+# %% ../nbs/16c_analyses.ipynb #9e786284
 def image_types(side:int # pixels
 )->tuple: # ({kind: (N,3,side,side) images in [-1,1]}, {kind: why it is missing})
     "Images of many kinds, as far as they are on this computer"

@@ -7,16 +7,21 @@ __all__ = ['size_of', 'generator_report', 'together', 'evaluate', 'save_with_fig
            'frequency', 'types', 'ladder', 'rows']
 
 # %% ../nbs/19a_evaluate_cli.ipynb #b5216d25
-import json
+import json,torch
 import torch.distributed as dist
 from fastcore.script import call_parse
 from pathlib import Path
-from .cli import find_in,friendly
+from . import analyses
+from .cli import find_in,friendly,load_pipeline,parse_labels
+from .data import load_data
 from .distributed import join,leave,world
 from .evaluate import about,evaluate_tokenizer,plot_stage_errors,tokenizer_report,write_result
 from .features import build_extractor
 from .parts import parse_share
 from .sets import evaluate_samples,open_images,open_samples
+from .show import compare_figure,growth_figure,save_figure
+from .spectra import compare_spectra,profiles,spectra_figure
+from .tokenizer import FRVAE
 from .training import pick_device
 
 # %% ../nbs/19a_evaluate_cli.ipynb #263f7de8
@@ -27,6 +32,7 @@ def size_of(model:Path # run folder of nfig_train, or a pipeline
     if 'train' not in c: return dict(model=model.name)
     t = c['train']; return dict(model=model.name, epochs=t['epochs'] if not t['steps'] else t['steps']*t['batch_size']/c['images'])
 
+# %% ../nbs/19a_evaluate_cli.ipynb #131fd82a
 def generator_report(model, # run folder of nfig_train, pipeline, .npz file or folder of images
     data, # reference: data set, folder or .npz file
     split:str='train', # of the reference
@@ -96,7 +102,6 @@ def save_with_figure(out, # name without an ending, or with .json
     *figures, # (what is added to the name, figure)
 ):
     "Write OUT.json and its figures as OUT.png, OUT-more.png"
-    from nfig.show import save_figure
     path = Path(out).with_suffix('.json'); write_result(path, result)
     print(path, *[save_figure(f, path.with_name(f'{path.stem}{more}.png')) for more,f in figures])
 
@@ -111,7 +116,6 @@ def spectrum(
     split:str='train', # of data sets
 ):
     "Compare the spectra of sets of images, with confidence bands"
-    from nfig.spectra import compare_spectra,profiles,spectra_figure
     first = open_images(a,size,split); p = profiles(first,n)
     found = {Path(o).name:compare_spectra(p, profiles(open_images(o,size or first.size,split),n), first.size) for o in b.split(',')}
     save_with_figure(out, dict(reference=str(a), sets=found, about=about('nfig_spectrum')), ('',spectra_figure(found,Path(a).name)))
@@ -127,11 +131,8 @@ def growth(
     out:str='growth', # OUT.json, OUT.png and OUT-share.png are written
 ):
     "Figure 4: images after each stage, with their spectra"
-    from nfig.analyses import growth as run,share_figure
-    from nfig.cli import load_pipeline,parse_labels
-    from nfig.show import growth_figure
-    pipe = load_pipeline(model); names = parse_labels(labels,pipe.classes); g,parts = run(pipe,names,seed)
-    save_with_figure(out, g|dict(about=about('nfig_growth')), ('',growth_figure(parts,names=names)), ('-share',share_figure(g)))
+    pipe = load_pipeline(model); names = parse_labels(labels,pipe.classes); g,parts = analyses.growth(pipe,names,seed)
+    save_with_figure(out, g|dict(about=about('nfig_growth')), ('',growth_figure(parts,names=names)), ('-share',analyses.share_figure(g)))
 
 def several(runs:str, # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
     data:str, # as for nfig_train_tokenizer
@@ -139,8 +140,6 @@ def several(runs:str, # run folders of nfig_train_tokenizer between commas, each
     n:int, # images
 )->dict: # name -> what `evaluate_tokenizer` gave
     "Measure several tokenizers on one set, without networks"
-    from nfig.data import load_data
-    from nfig.tokenizer import FRVAE
     pairs = [(o.partition('=')[0],o.partition('=')[2]) if '=' in o else (Path(o).name,o) for o in runs.split(',')]
     toks = {name:FRVAE.from_pretrained(find_in(folder,'tokenizer')) for name,folder in pairs}
     return {name:evaluate_tokenizer(t, load_data(data,t.config.image_size,split), n, progress=True) for name,t in toks.items()}
@@ -170,8 +169,7 @@ def frequency(
     out:str='frequency', # OUT.json and OUT.png are written
 ):
     "Appendix B.2: PSD distance, and what is kept of low, middle and high frequencies"
-    from nfig.analyses import frequency_figure
-    m = several(runs, data, split, n); save_with_figure(out, dict(tokenizers=m, about=about('nfig_frequency')), ('',frequency_figure(m)))
+    m = several(runs, data, split, n); save_with_figure(out, dict(tokenizers=m, about=about('nfig_frequency')), ('',analyses.frequency_figure(m)))
     for k,v in m.items(): print(f"{k}: PSD distance {v['psd_distance']:.2f}, keep score {100*v['keep']:.1f}: low {100*v['keep_low']:.1f}, middle {100*v['keep_middle']:.1f}, high {100*v['keep_high']:.1f}")
 
 # %% ../nbs/19a_evaluate_cli.ipynb #93272650
@@ -182,14 +180,11 @@ def types(
     out:str='types', # OUT.json and OUT.png are written
 ):
     "Appendix B.4: how a tokenizer reconstructs images of many kinds"
-    import torch
-    from nfig.analyses import image_types,types_table
-    from nfig.show import compare_figure
-    from nfig.tokenizer import FRVAE
-    tok = FRVAE.from_pretrained(find_in(run,'tokenizer')); made,missing = image_types(tok.config.image_size); t = types_table(tok,made)
+    tok = FRVAE.from_pretrained(find_in(run,'tokenizer')); made,missing = analyses.image_types(tok.config.image_size); t = analyses.types_table(tok,made)
     first = torch.stack([x[0] for x in made.values()]); save_with_figure(out, dict(types=t, missing=missing, about=about('nfig_types')), ('',compare_figure(first,tok.reconstruct(first))))
     for k,m in t.items(): print(f"{k:<13}{m['images']} images {m['psnr']:.1f} dB")
 
+# %% ../nbs/19a_evaluate_cli.ipynb #dee8fb53
 @call_parse
 @friendly
 def ladder(
@@ -203,13 +198,12 @@ def ladder(
     out:str='ladder', # OUT.json and OUT.png are written
 ):
     "Table 5: from earlier models to plain sampling, top-k, and guidance"
-    from nfig.analyses import ladder_figure,sampling_rungs
     unit,rows = None,[]
     for name,_,file in (o.partition('=') for o in before.split(',') if o):
         r = json.loads(Path(file).read_text()); fd = next(k for k in r if k in ('FID','rFID') or k.startswith('FD-')); rows.append({'name':name, 'rfd' if 'psnr' in r else 'gfd':r[fd]})
-    for name,s in sampling_rungs(top_k,cfg_scale).items():
+    for name,s in analyses.sampling_rungs(top_k,cfg_scale).items():
         r = generator_report(model, data, split, n=n, sample=s); unit = next(k for k in r if k=='FID' or k.startswith('FD-')); rows.append(dict(name=name, gfd=r[unit], sample=r['about']['sample'], **{k:v for k,v in r.items() if k!='about'}))
-    save_with_figure(out, dict(rows=rows, unit=unit, about=about('nfig_ladder')), ('',ladder_figure(rows,f'{unit}, {n} images')))
+    save_with_figure(out, dict(rows=rows, unit=unit, about=about('nfig_ladder')), ('',analyses.ladder_figure(rows,f'{unit}, {n} images')))
 
 @call_parse
 @friendly
@@ -218,5 +212,4 @@ def rows(
     sort:str='parameters', # parameters (Table 3) or epochs (Table 4)
 ):
     "Tables 3 and 4: several models side by side"
-    from nfig.analyses import rows_table
-    print(rows_table([json.loads(Path(f).read_text()) for f in files.split(',')], sort))
+    print(analyses.rows_table([json.loads(Path(f).read_text()) for f in files.split(',')], sort))

@@ -6,7 +6,7 @@
 __all__ = ['inception_url', 'extractors', 'find_inception', 'InceptionFeatures', 'build_extractor', 'score_names']
 
 # %% ../nbs/15a_features.ipynb #e75ec855
-import hashlib,torch
+import hashlib,importlib,torch
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor,nn
@@ -34,8 +34,8 @@ class InceptionFeatures(nn.Module):
     ):
         super().__init__()
         file = find_inception(weights); require('torch_fidelity')
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        try: torch.load(file, map_location='cpu', weights_only=True); self.net = FeatureExtractorInceptionV3('inception', ['2048','logits_unbiased'], feature_extractor_weights_path=str(file))
+        build = importlib.import_module('torch_fidelity.feature_extractor_inceptionv3').FeatureExtractorInceptionV3
+        try: torch.load(file, map_location='cpu', weights_only=True); self.net = build('inception', ['2048','logits_unbiased'], feature_extractor_weights_path=str(file))
         except Exception as e: raise ValueError(f"{file} does not hold Inception's weights as torch-fidelity has them ({str(e).splitlines()[0][:120]}): fetch {inception_url}") from e
         self.name = 'Inception' if hashlib.sha256(file.read_bytes()).hexdigest().startswith(self.published) else 'OtherInception'
 

@@ -15,7 +15,7 @@ from .data import cache,load_data
 from .features import score_names
 from .generate import NFIGPipeline
 from .images import to_uint8
-from .metrics import Moments,frechet_distance,image_batches,log_distance,power_profile,precision_recall,rounding_power
+from .metrics import Moments,frechet_distance,image_batches,log_distance,moments_of,power_profile,precision_recall,rounding_power
 from .parts import added_up,in_parts
 from .sample_set import recipe
 from .train_nfig import weights_hash
@@ -98,6 +98,7 @@ def batch_sums(extractor, # images -> (features, probabilities)
     sums = Moments(f.shape[1]).add(f).sums()|dict(power=power_profile(x).sum(0), classes=p.sum(0), sharp=p.xlogy(p).sum())
     return dict(sums={k:v.cpu() for k,v in sums.items()}, rows=dict(features=f[keep.to(f.device)].float().cpu()))
 
+# %% ../nbs/16b_sets.ipynb #b6b2f5f0
 def measure_set(images, # anything with a length and `__getitems__`, or a tensor
     extractor:nn.Module, # see `15a_features`
     n:int=None, # how many images, evenly spaced; all if None
@@ -132,7 +133,7 @@ def compare_sets(real:dict, # what `measure_set` gave for the reference
     moments:Moments=None, # of the reference, in place of its own
 )->dict: # plain data
     "Distances, scores and the numbers of images they come from; ValueError if a set has fewer than four"
-    names,f,g = score_names(name),moments or Moments.of(real['sums']),Moments.of(fake['sums'])
+    names,f,g = score_names(name),moments or moments_of(real['sums']),moments_of(fake['sums'])
     p,r = precision_recall(real['rows']['features'], fake['rows']['features'])
     power = [o['sums']['power']/o['sums']['n'] for o in (real,fake)]
     return dict(images=g.n, reference_images=None if moments else f.n, neighbours=[len(o['rows']['features']) for o in (real,fake)], extractor=name) | \
@@ -156,6 +157,7 @@ def made_of(images, # see `open_images`
     "What statistics are of: the manifest of their folder"
     return dict(images=images_hash(images), side=images.size, extractor=extractor.name, weights=weights_hash(extractor), **more)
 
+# %% ../nbs/16b_sets.ipynb #192780a3
 def kept_set(images, extractor:nn.Module, n:int=None, neighbours:int=10_000, # as for `measure_set`
     where:Path=cache/'reference', # folder of all that is kept
     shard:tuple=(0,1), # this process's share of the parts
