@@ -30,7 +30,7 @@ test: $(STAMP) ## every notebook and everything in tests/
 	@$(BIN)/python -m pytest -q tests
 
 bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine, and how they grow
-	@$(BIN)/nfig_bench && $(BIN)/nfig_growth
+	@$(BIN)/nfig_bench && $(BIN)/nfig_bench_growth
 
 docs: $(STAMP) ## the site, in _docs/ (formulas are set by KaTeX, which the page loads from the network)
 	@$(BIN)/python .ci/docs.py && echo "open _docs/index.html"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['stage_errors', 'stage_sums', 'stage_result', 'image_scores', 'check_reference', 'tokenizer_sums', 'tokenizer_result',
-           'evaluate_tokenizer', 'plot_stage_errors', 'about', 'write_result', 'best_perceptual', 'tokenizer_report',
-           'evaluate_command']
+           'evaluate_tokenizer', 'plot_stage_errors', 'about', 'provenance', 'write_result', 'best_perceptual',
+           'tokenizer_report', 'evaluate_command']
 
 # %% ../nbs/16_evaluate.ipynb #dbde8daa
 import json,sys,torch
@@ -17,7 +17,7 @@ from .images import ImageData
 from .data import load_data
 from .features import EffNetFeatures,build_extractor,score_names
 from .losses import FeatureDistance,PerceptualLoss
-from .metrics import Moments,extract,frechet_distance,frequency_keep,image_batches,log_distance,power_profile,psnr,rounding_power,ssim,usage_of
+from .metrics import Moments,extract,frechet_distance,frequency_keep,image_batches,log_distance,moments_of,power_profile,psnr,rounding_power,ssim,usage_of
 from .parts import added_up,in_parts,parse_share
 from .show import canvas,palette
 from .tokenizer import FRVAE
@@ -90,9 +90,10 @@ def tokenizer_result(s:dict, # what `tokenizer_sums` gave, added up
     "Means over images, distances, use of codes and error of each stage"
     n = s['images'].item(); out = dict(images=int(n), **{k.split('.',1)[1]:(v/n).item() for k,v in s.items() if k.startswith('image.')})
     out['psd_distance'] = log_distance(*(s['power']/n), rounding_power(size))
-    if features: out['r'*(features=='Inception')+score_names(features)['fd']] = frechet_distance(reference or Moments.of(s,'real.'), Moments.of(s,'fake.'))
+    if features: out['r'*(features=='Inception')+score_names(features)['fd']] = frechet_distance(reference or moments_of(s,'real.'), moments_of(s,'fake.'))
     return out|stage_result(s)
 
+# %% ../nbs/16_evaluate.ipynb #42afae56
 def evaluate_tokenizer(tok:FRVAE, # on any device
     data:ImageData, # held-out images
     n:int=2000, # how many of them, evenly spaced; all if None or if there are fewer
@@ -130,6 +131,11 @@ def about(command:str, # as it was typed, without its arguments
     "Where a number comes from: command, date, machine"
     return dict(command=' '.join([command,*sys.argv[1:]]), date=datetime.now(timezone.utc).isoformat(timespec='seconds'), **more, **machine())
 
+def provenance(a:dict # what `about` made
+)->str: # one line
+    "Where a number comes from, in a line"
+    return f"{a['command']} ({a['date'][:10]}, {a['gpu'] or a['cpu']}, {a['threads']} thread{'s' if a['threads']!=1 else ''}, torch {a['torch']})"
+
 def write_result(out, # JSON file to write; only shown if empty
     result:dict, # plain data
 ):
@@ -166,6 +172,7 @@ def tokenizer_report(run, # run folder of nfig_train_tokenizer, or a saved token
     config = dict(run=json.loads((run/'config.json').read_text())) if (run/'config.json').exists() and folder!=run else {}
     return m and m|dict(about=about('nfig_evaluate', data=data, split=split, extractor=features.name, **config))
 
+# %% ../nbs/16_evaluate.ipynb #18b95620
 @call_parse
 def evaluate_command(
     run:str, # run folder of nfig_train_tokenizer, or a saved tokenizer

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['inception_url', 'extractors', 'find_inception', 'InceptionFeatures', 'build_extractor', 'score_names']
 
-# %% ../nbs/15a_features.ipynb #dd2eefeb
-import hashlib,torch
+# %% ../nbs/15a_features.ipynb #e75ec855
+import hashlib,importlib,torch
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor,nn
@@ -14,7 +14,7 @@ from .config import did_you_mean,require
 from .images import to_uint8
 from .losses import EffNetFeatures
 
-# %% ../nbs/15a_features.ipynb #74c18562
+# %% ../nbs/15a_features.ipynb #f96b1b55
 inception_url = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
 
 def find_inception(path=None # weights in torch-fidelity's format; None looks in torch's cache
@@ -25,7 +25,7 @@ def find_inception(path=None # weights in torch-fidelity's format; None looks in
     raise FileNotFoundError(f"no Inception weights at {p}. Fetch {inception_url} (91 MB) and put it there, or give the path of your copy, "
                             "or use the extractor 'effnet', whose distances are no FID and are not called so. Nothing is downloaded for you.")
 
-# %% ../nbs/15a_features.ipynb #df5048df
+# %% ../nbs/15a_features.ipynb #660aa969
 class InceptionFeatures(nn.Module):
     "torch-fidelity's Inception-v3, frozen; `name` is Inception only with the published weights. ValueError on a file that holds others"
     published = '6726825d' # how the checksum of the published file begins
@@ -34,8 +34,8 @@ class InceptionFeatures(nn.Module):
     ):
         super().__init__()
         file = find_inception(weights); require('torch_fidelity')
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        try: torch.load(file, map_location='cpu', weights_only=True); self.net = FeatureExtractorInceptionV3('inception', ['2048','logits_unbiased'], feature_extractor_weights_path=str(file))
+        build = importlib.import_module('torch_fidelity.feature_extractor_inceptionv3').FeatureExtractorInceptionV3
+        try: torch.load(file, map_location='cpu', weights_only=True); self.net = build('inception', ['2048','logits_unbiased'], feature_extractor_weights_path=str(file))
         except Exception as e: raise ValueError(f"{file} does not hold Inception's weights as torch-fidelity has them ({str(e).splitlines()[0][:120]}): fetch {inception_url}") from e
         self.name = 'Inception' if hashlib.sha256(file.read_bytes()).hexdigest().startswith(self.published) else 'OtherInception'
 
@@ -44,14 +44,14 @@ class InceptionFeatures(nn.Module):
         "What Inception sees in images, rounded to bytes first"
         f,logits = self.net(to_uint8(x)); return f,logits.softmax(1)
 
-# %% ../nbs/15a_features.ipynb #eedabd02
+# %% ../nbs/15a_features.ipynb #53211517
 @patch
 def forward(self:EffNetFeatures, x:Tensor # (B,3,H,W) in [-1,1]
 )->tuple: # ((B,1280) features, (B,1000) class probabilities)
     "What EfficientNet-Lite0 sees in images, rounded to bytes first"
     f = self.pooled(to_uint8(x).float()/127.5-1); return f,self.net._fc(f).softmax(1)
 
-# %% ../nbs/15a_features.ipynb #125fc626
+# %% ../nbs/15a_features.ipynb #4fe274b7
 extractors = dict(inception=InceptionFeatures, effnet=EffNetFeatures) # kind -> class, whose instances map images to (features, probabilities) and have a `name`
 
 def build_extractor(kind:str='auto', # a key of `extractors`, or 'auto': Inception if its weights are here, else EfficientNet

@@ -83,7 +83,7 @@ def growth(depths:str='16,12,20,24', # blocks of the transformer; the first one 
 ):
     "Time generation against depth, batch and image size"
     if threads: torch.set_num_threads(threads)
-    about = dict(preset=preset, dtype=dtype, command=' '.join(['nfig_growth',*sys.argv[1:]]), date=datetime.now().isoformat(timespec='seconds'), **machine())
+    about = dict(preset=preset, dtype=dtype, command=' '.join(['nfig_bench_growth',*sys.argv[1:]]), date=datetime.now().isoformat(timespec='seconds'), **machine())
     if not device.startswith('cuda'): about['gpu'] = None
     print(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, {dtype}, load {about['load']}\n{head}")
     rows = measure((grid if full else star)(*map(numbers,(depths,batches,sides))), preset, dtype, device, repeats)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['keep_weights', 'psnr', 'ssim', 'waves', 'power_profile', 'log_distance', 'rounding_power', 'psd_distance',
-           'frequency_keep', 'Moments', 'frechet_distance', 'squared_distances', 'covered', 'precision_recall',
-           'inception_score', 'usage', 'usage_of', 'image_batches', 'extract']
+           'frequency_keep', 'Moments', 'frechet_distance', 'moments_of', 'squared_distances', 'covered',
+           'precision_recall', 'inception_score', 'usage', 'usage_of', 'image_batches', 'extract']
 
 # %% ../nbs/15_metrics.ipynb #ce0a6ceb
 import math,torch
+from fastcore.basics import patch
 from torch import Tensor
 from .frequency import centred_radius,radial_profile
 from .images import to_float
@@ -100,17 +101,6 @@ class Moments:
         "Take in what another one saw"
         self.n += o.n; self.s += o.s; self.ss += o.ss; return self
 
-    def sums(self, name:str='')->dict: # name -> tensor
-        "What adds up, under names that begin with `name` (see `15c_parts`)"
-        return {name+'n':torch.tensor(self.n,dtype=torch.float64), name+'s':self.s, name+'ss':self.ss}
-
-    @classmethod
-    def of(cls, sums:dict, # name -> tensor
-        name:str='', # how their names begin
-    ): # -> Moments
-        "The inverse of `sums`"
-        m = cls(0); m.n,m.s,m.ss = int(sums[name+'n']),sums[name+'s'],sums[name+'ss']; return m
-
     @property
     def mean(self)->Tensor: return self.s/self.n        # (D,)
 
@@ -125,6 +115,18 @@ def frechet_distance(a:Moments, # of one set
     val,vec = torch.linalg.eigh(a.cov); root = (vec*val.clamp(min=0).sqrt())@vec.T           # symmetric root of the first
     cross = torch.linalg.eigvalsh(root@b.cov@root).clamp(min=0).sqrt().sum()                 # trace of the root of the product
     return ((a.mean-b.mean).square().sum()+a.cov.trace()+b.cov.trace()-2*cross).item()
+
+# %% ../nbs/15_metrics.ipynb #1fc5d6cf
+@patch
+def sums(self:Moments, name:str='')->dict: # name -> tensor
+    "What adds up, under names that begin with `name`"
+    return {name+'n':torch.tensor(self.n,dtype=torch.float64), name+'s':self.s, name+'ss':self.ss}
+
+def moments_of(sums:dict, # name -> tensor
+    name:str='', # how their names begin
+)->Moments:
+    "The inverse of `sums`"
+    m = Moments(0); m.n,m.s,m.ss = int(sums[name+'n']),sums[name+'s'],sums[name+'ss']; return m
 
 # %% ../nbs/15_metrics.ipynb #a8075746
 def squared_distances(a:Tensor, # (N,D)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['spans', 'added_up', 'claim', 'in_parts', 'parse_share']
 
-# %% ../nbs/15c_parts.ipynb #d96bcb57
-import json,os,torch
+# %% ../nbs/15c_parts.ipynb #5e674593
+import json,os,sys,torch
 from pathlib import Path
 from tqdm import tqdm
 from .distributed import world
 from .training import load_state,replacing,save_state
 
-# %% ../nbs/15c_parts.ipynb #30530ad9
+# %% ../nbs/15c_parts.ipynb #4db09482
 def spans(n:int, # images
     size:int=1000, # images a part
 )->list: # of (first, behind the last)
@@ -29,7 +29,7 @@ def added_up(results # an iterable of dict(sums={name: tensor}, rows={name: tens
         for k,v in r.get('rows',{}).items(): rows.setdefault(k,[]).append(v)
     return dict(sums=sums, rows={k:torch.cat(v) for k,v in rows.items()})
 
-# %% ../nbs/15c_parts.ipynb #405c7a22
+# %% ../nbs/15c_parts.ipynb #1ac793c5
 def claim(folder:Path, # of parts; made if missing
     made:dict, # what is measured, plain data
 ):
@@ -43,7 +43,7 @@ def claim(folder:Path, # of parts; made if missing
     if diff := [k for k in {*old,*made} if old.get(k)!=made.get(k)]:
         raise ValueError(f"{folder} holds parts of another measurement ({', '.join(f'{k}: {old.get(k)} there, {made.get(k)} now' for k in sorted(diff)[:3])}): choose another folder, or remove it")
 
-# %% ../nbs/15c_parts.ipynb #c8f869c8
+# %% ../nbs/15c_parts.ipynb #8eade594
 def in_parts(work, # (first, behind the last) -> dict(sums=..., rows=...)
     n:int, # images
     folder=None, # where parts are kept; nowhere if None
@@ -58,7 +58,7 @@ def in_parts(work, # (first, behind the last) -> dict(sums=..., rows=...)
         claim(Path(folder), (made or {})|dict(n=n,size=size)); files = [Path(folder)/f'part_{a:08d}.safetensors' for a,_ in cut]
         todo = [s for s,f in list(zip(cut,files))[shard[0]::shard[1]] if not f.exists()]
     elif shard!=(0,1): raise ValueError(f"shard {shard[0]}/{shard[1]} given without a folder for the parts: nobody could add them up")
-    bar = tqdm(total=sum(b-a for a,b in todo), unit='image', disable=not progress)
+    bar = tqdm(total=sum(b-a for a,b in todo), unit='image', disable=not progress, delay=10, mininterval=1. if sys.stderr.isatty() else 20.)   # a log file needs few lines
     def make(a, b):
         r = work(a,b); bar.update(b-a); return r
     if not folder: done = added_up(make(*s) for s in todo)
@@ -67,7 +67,7 @@ def in_parts(work, # (first, behind the last) -> dict(sums=..., rows=...)
         done = added_up(map(load_state, files)) if all(f.exists() for f in files) else None
     bar.close(); return done
 
-# %% ../nbs/15c_parts.ipynb #e4682225
+# %% ../nbs/15c_parts.ipynb #c12d7eb7
 def parse_share(text:str='' # '3/8', counted from 0; empty: what torchrun says, or everything
 )->tuple: # (3, 8)
     "Which share of the parts is this process's; ValueError unless it is written as 3/8"
