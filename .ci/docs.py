@@ -14,7 +14,7 @@ sys.path.insert(0, str(root))                                                 # 
 proc,out,nbs = root/'_proc',root/'_docs',root/'nbs'
 colab = """# On Colab: the package, and the files that the lessons read
 !git clone -q --depth 1 {git_url} && pip install -q ./nfig
-%cd nfig/nbs"""
+%cd nfig/{folder}"""
 
 def settings():
     from nbdev.config import get_config
@@ -164,16 +164,20 @@ def render():
     from smalldocs.site import build
     rename_staged(); build(str(proc), quiet=True)
 
-def for_colab(nb, git_url):
-    "A notebook with a first cell that installs the package"
-    first = dict(cell_type='code', id='colab', metadata={}, execution_count=None, outputs=[], source=colab.format(git_url=git_url))
+def lessons():
+    "The notebooks of the site, results included"
+    return sorted([*nbs.glob('*.ipynb'), *nbs.glob('results/*.ipynb')])
+
+def for_colab(nb, git_url, folder):
+    "A notebook with a first cell that installs the package and goes to the notebook's folder"
+    first = dict(cell_type='code', id='colab', metadata={}, execution_count=None, outputs=[], source=colab.format(git_url=git_url, folder=folder.as_posix()))
     return nb | dict(cells=[first, *nb['cells']])
 
 def finish():
     "The site in _docs/; exits with the broken links, if there are any"
     shutil.rmtree(out, ignore_errors=True); shutil.move(str(proc/'_docs'), out)
     (out/'colab').mkdir(); (out/'.nojekyll').touch()
-    for p in sorted(nbs.glob('*.ipynb')): write(for_colab(read(p), settings().git_url), out/'colab'/p.name)
+    for p in lessons(): write(for_colab(read(p), settings().git_url, p.parent.relative_to(root)), out/'colab'/p.name)
     if (broken := broken_links(out, settings().doc_host+settings().doc_baseurl)): sys.exit('broken links:\n'+'\n'.join(broken))
 
 class Links(HTMLParser):

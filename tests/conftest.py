@@ -34,3 +34,12 @@ def pytest_configure(config): config.addinivalue_line('markers', 'needs(*compone
 def pytest_runtest_setup(item):
     for mark in item.iter_markers('needs'):
         for name in mark.args: check(name, required())
+
+slow_first = 'slurm','distributed','kills','docs','widgets','faults','demo'   # what takes longest starts first, so that no worker is left alone with it
+
+def pytest_collection_modifyitems(items):
+    "With pytest-xdist: a file's tests share a worker, and so their fixtures; notebooks and what is tested of the package go wherever there is room"
+    def of(item): return item.path.stem.removeprefix('test_')
+    for item in items:
+        if of(item) not in ('notebooks','package'): item.add_marker(pytest.mark.xdist_group(of(item)))
+    items.sort(key=lambda item: slow_first.index(of(item)) if of(item) in slow_first else len(slow_first))

@@ -22,7 +22,7 @@ def project(tmp_path_factory):
 def pages(project): return sorted(p for p in (project/'_docs').rglob('*.html') if 'site_libs' not in p.parts)
 
 def test_every_notebook_has_a_page_and_a_copy_for_colab(project):
-    names = {p.name for p in (root/'nbs').glob('*.ipynb')}
+    names = {p.name for p in (root/'nbs').rglob('*.ipynb') if p.parent.name in ('nbs','results')}
     assert len(pages(project))==len(names)+1                                   # and the architecture
     assert {p.name for p in (project/'_docs'/'colab').iterdir()}==names
     first = json.loads((project/'_docs'/'colab'/'01_frequency.ipynb').read_text())['cells'][0]['source']
