@@ -141,6 +141,7 @@ def small_table(found:dict, # from `read_small`
 )->str: # markdown
     "Means and standard deviations over seeds; from three seeds on, bold is clearly better than one of them and italic clearly worse"
     def cell(c, k):
+        "A case's mean of one measure, marked if it is clearly another than the reference's"
         v = [r[k] for r in found[c]]; d,z = difference(found[c],found[against],k); text = f'{mean(v):.3g}'+(f' ± {stdev(v):.2g}' if len(v)>1 else '')
         sure = min(len(v),len(found[against]))>2 and abs(z)>3 and c!=against
         return text if not sure else f'**{text}**' if d*small_measures[k]>0 else f'*{text}*'
