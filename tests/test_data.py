@@ -71,7 +71,8 @@ def test_broken_file_found_while_training(folder):
 def test_broken_file_in_a_worker(folder):
     truncate(folder/'a'/'0.png')
     data = from_files(sorted(map(str,folder.rglob('*.*'))), [i//4 for i in range(12)], 'abc', 16, memory=0)
-    got = list(islice(loader(data, 4, workers=2), 6))
+    with pytest.warns(UserWarning, match='0.png'): got = list(islice(loader(data, 4, workers=2), 6))
+    assert [Path(n).name for n,_ in data.skipped]==['0.png']                   # the parent knows, and knows it once
     assert all(x.shape==(4,3,16,16) and x.dtype==torch.uint8 for x,_ in got)
 
 # folders
@@ -123,9 +124,11 @@ def test_parquet_faults(folder, tmp_path):
 
 def test_parquet_skips_broken_rows(folder, tmp_path):
     good = (folder/'a'/'0.png').read_bytes()
-    write(tmp_path/'x.parquet', image=[good,b'bad',None,good], label=[0,0,1,1])
+    write(tmp_path/'x.parquet', image=[good,None,good], label=[0,0,1])
     with pytest.warns(UserWarning, match='row 1'): data = load_data(tmp_path/'x.parquet', 16)
-    assert data.labels.tolist()==[0,1] and len(data.skipped)==2
+    assert data.labels.tolist()==[0,1] and len(data.skipped)==1
+    write(tmp_path/'x.parquet', image=[good,b'bad',None,good], label=[0,0,1,1])
+    refuses(('2 of 4 images','row 1','row 2','more than 1 %'), tmp_path/'x.parquet', 16)
 
 def test_parquet_splits_and_shards(folder, tmp_path):
     good = (folder/'a'/'0.png').read_bytes(); (tmp_path/'p').mkdir()
