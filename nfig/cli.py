@@ -45,7 +45,7 @@ def overrule(cfg, # a frozen config
 @call_parse
 @friendly
 def train_tokenizer(
-    data:str='fashion-mnist', # folder of class folders, Parquet file, or a name: fashion-mnist, fashion-mnist-5k, cifar10
+    data:str='fashion-mnist', # folder of class folders, of .tar or .parquet shards, a stream (a URL, pipe:COMMAND, hub:NAME), or a name: fashion-mnist, fashion-mnist-5k, cifar10
     out:str='runs/tokenizer', # run folder; an unfinished run in it is continued
     preset:str='small', # a row of nfig.config.presets: tiny, small, nfig_d16, var_d16, ...
     size:int=None, # side in pixels to which images are brought; the preset's if not given
@@ -72,16 +72,19 @@ def train_tokenizer(
     save_every:int=500, # steps between checkpoints
     preview_every:int=500, # steps between pictures
     stop_after:int=None, # stop early after so many steps in all; the run can be continued
+    images:int=None, # of an epoch, for a stream that does not say
 ):
     "Train an FR-VAE on images; leaves OUT/tokenizer, metrics.jsonl, checkpoints and pictures"
-    from nfig.data import load_data
-    from nfig.distributed import leave
+    from nfig.streams import open_data
+    from nfig.distributed import first_goes_first,join,leave
     from nfig.train_tokenizer import train_tokenizer as train
     e = get_preset(preset)
     e = replace(e, tokenizer=overrule(resized(e.tokenizer, size or e.tokenizer.image_size), target=target, division=division),
                 train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, features=features, vgg=vgg, gan=gan,
                                                  discriminator=discriminator, dino=dino, init_weights=init_weights, accumulate=accumulate, compile=compile or None, seed=seed))
-    train(e, load_data(data, e.tokenizer.image_size), out, device=device, workers=workers, data_name=data, tensorboard=tensorboard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
+    device = join(device)
+    with first_goes_first(): found = open_data(data, e.tokenizer.image_size, images=images)   # the first may have to make an index
+    train(e, found, out, device=device, workers=workers, data_name=data, tensorboard=tensorboard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     if leave(): print(f'run folder: {out}')
 
 # %% ../nbs/19_cli.ipynb #2f207cab
@@ -108,7 +111,7 @@ def data_of(tokenizer, # run folder, or the tokenizer folder in it
 @friendly
 def train_nfig(
     tokenizer:str='runs/tokenizer', # run folder of nfig_train_tokenizer, or a saved tokenizer
-    data:str=None, # as for nfig_train_tokenizer; what the tokenizer was trained on if not given
+    data:str=None, # as for nfig_train_tokenizer, but no stream; what the tokenizer was trained on if not given
     out:str='runs/nfig', # run folder; an unfinished run in it is continued
     preset:str='small', # a row of nfig.config.presets
     steps:int=None, # optimiser steps, in place of the preset's
@@ -125,18 +128,23 @@ def train_nfig(
     compile:bool=False, # compile the transformer first: a minute, then faster steps
     shard:store_true=False, # of several processes, each keeps a part of the weights, not a copy of all
     stop_after:int=None, # stop early after so many steps in all; the run can be continued
+    tokens:str=None, # folder that nfig_cache_tokens made: nothing is encoded, and the training images need not be there
 ):
     "Train the transformer on a tokenizer's tokens; leaves OUT/pipeline, metrics.jsonl, checkpoints and pictures"
     from nfig.data import load_data
     from nfig.tokenizer import FRVAE
-    from nfig.distributed import leave
+    from nfig.tokens import TokenCache
+    from nfig.distributed import first_goes_first,join,leave
     from nfig.train_nfig import train_nfig as train
     e = get_preset(preset, **({'transformer':dict(depth=depth,width=None,heads=None,drop_path=None)} if depth else {}))
     e = replace(e, train=overrule(e.train, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, accumulate=accumulate, seed=seed))
-    tok = FRVAE.from_pretrained(find_in(tokenizer,'tokenizer')); data = data or data_of(tokenizer); size = tok.config.image_size
-    try: val = load_data(data, size, 'test')
-    except FileNotFoundError: val = None   # nothing is held out; the run just cannot show a held-out loss
-    train(e, tok, load_data(data,size), out, val=val, device=device, data_name=data, compile=compile, shard=shard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
+    tok = FRVAE.from_pretrained(find_in(tokenizer,'tokenizer')); size,device = tok.config.image_size,join(device)
+    cache = TokenCache(tokens, tok) if tokens else None; data = data or (cache.manifest.get('source') if cache else None) or data_of(tokenizer)
+    with first_goes_first():
+        try: val = load_data(data, size, 'test')
+        except FileNotFoundError: val = None   # nothing is held out; the run just cannot show a held-out loss
+        found = cache or load_data(data, size)
+    train(e, tok, found, out, val=val, device=device, data_name=data, compile=compile, shard=shard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
     if leave(): print(f'run folder: {out}')
 
 # %% ../nbs/19_cli.ipynb #460db2b7

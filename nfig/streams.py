@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tar_stream', 'hub_stream', 'StreamData', 'is_stream', 'open_data']
 
-# %% ../nbs/11b_streams.ipynb #9f256b6e
+# %% ../nbs/11b_streams.ipynb #04344ea9
 import importlib,itertools,random,torch
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from .distributed import share
 from .images import ImageData,check_size,try_decode
 from .shards import image_kinds
 
-# %% ../nbs/11b_streams.ipynb #200a14ca
+# %% ../nbs/11b_streams.ipynb #c164cae8
 def tar_stream(where:str, # paths or URLs of shards, as 'pipe:aws s3 cp s3://bucket/train-{0000..1023}.tar -'
     buffer:int=5000, # samples among which one is drawn
 ): # function of (seed, epoch): iterator of (bytes, label, name)
@@ -29,7 +29,7 @@ def tar_stream(where:str, # paths or URLs of shards, as 'pipe:aws s3 cp s3://buc
             if kind: yield s[kind], s.get('cls',b'').decode() or None, f"{s['__key__']}.{kind}"
     return samples
 
-# %% ../nbs/11b_streams.ipynb #d96359fc
+# %% ../nbs/11b_streams.ipynb #613e1fcd
 def hub_stream(rows, # `datasets.IterableDataset` with columns image and label
     buffer:int=5000, # samples among which one is drawn
 ): # function of (seed, epoch): iterator of (bytes, label, name)
@@ -40,7 +40,7 @@ def hub_stream(rows, # `datasets.IterableDataset` with columns image and label
         for i,r in enumerate(mixed): yield r['image']['bytes'] or b'', r.get('label'), r['image']['path'] or f'row {i} of epoch {epoch}'
     return samples
 
-# %% ../nbs/11b_streams.ipynb #54ef0f9e
+# %% ../nbs/11b_streams.ipynb #12da0b4a
 class StreamData(ImageData):
     "Images that pass by in one direction"
     def __init__(self, samples, # function of (seed, epoch): iterator of (bytes, label, name)
@@ -70,7 +70,7 @@ class StreamData(ImageData):
 class _Same: # a stream's images are known by name
     def __getitem__(self, name): return name
 
-# %% ../nbs/11b_streams.ipynb #c1909a19
+# %% ../nbs/11b_streams.ipynb #a9bfaed0
 @patch
 def lots(self:StreamData, size:int, seed:int, epoch:int, at:int): # endless iterator of lists of samples
     "This process's share of each batch, from batch `at` of `epoch` on; what does not fill a batch is left out"
@@ -96,7 +96,7 @@ def stream(self:StreamData, batch_size:int, # images a batch, over all processes
             ahead.append((lot, [pool.submit(try_decode,[s[0]],0,self.size) for s in lot]))
             if len(ahead)>2: lot,jobs = ahead.popleft(); yield self._batch(lot, [j.result() for j in jobs])
 
-# %% ../nbs/11b_streams.ipynb #aa30d078
+# %% ../nbs/11b_streams.ipynb #27fa74bc
 def is_stream(name)->bool: # what the user gave
     "Is this the address of a stream?"
     return str(name).startswith(('pipe:','hub:')) or '://' in str(name)

@@ -239,6 +239,7 @@ def train_tokenizer(e:Experiment, # tokenizer and its training
     cfg,dev = e.train_tokenizer,pick_device(join(device)); torch.manual_seed(cfg.seed)
     run = Run(folder, dict(kind='tokenizer', preset=e.name, data=str(data_name), images=len(data), tokenizer=to_dict(e.tokenizer), train=to_dict(cfg)))
     if tensorboard: run.to_tensorboard()
+    data.log_to(run.folder/'skipped.txt')                    # images that cannot be read, if there are any
     task = TokenizerTask(build_tokenizer(e.tokenizer, pretrained(cfg.init_weights)), data, cfg, dev, workers)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.ema.model
