@@ -182,7 +182,7 @@ def cache_tokens(folder, # of the cache; what is in it already is kept
 )->bool: # is the cache complete?
     "Make this process's part of a cache; ValueError if the folder holds another one"
     Path(folder).mkdir(parents=True, exist_ok=True); rank,size = part or world()
-    mine = [i for i in missing(folder,plan) if i%size==rank]; told = len(data.skipped)
+    mine = [i for i in missing(folder,plan) if i%size==rank]; told = 0
     batches = iter(read_batches(data, [s[k:k+batch_size] for s in map(plan.span,mine) for k in range(0,len(s),batch_size)], workers))
     for i in tqdm(mine, desc='tokens', unit='file', disable=not progress):
         tokens,labels = encode_shard(tokenizer, batches, plan, i)
