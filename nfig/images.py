@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_float', 'to_uint8', 'random_flip', 'crop_at', 'random_crop', 'to_rgb', 'decode', 'ImageData', 'reason', 'Picked',
-           'too_many', 'check_corrupt', 'try_decode', 'Strings', 'own_size', 'check_size', 'decode_all', 'from_files']
+           'try_decode', 'too_many', 'check_corrupt', 'Strings', 'own_size', 'check_size', 'decode_all', 'from_files']
 
 # %% ../nbs/10a_images.ipynb #5e8fbe13
 import io,operator,os,warnings
@@ -132,6 +132,15 @@ def subset(self:ImageData, idx)->ImageData: # the images with these indices
     def pick(v): return v[idx] if torch.is_tensor(v) else [v[i] for i in idx.tolist()] if isinstance(v,list) else Picked(v, idx.numpy())
     return ImageData(pick(self.images), self.labels[idx], self.classes, self.size, pick(self.names), self.skipped)
 
+# %% ../nbs/10a_images.ipynb #72f4c8c8
+def try_decode(source, # a list of paths or file contents, or what behaves like one
+    i:int, # which one
+    size:int, # side in pixels
+)->tuple: # (pixels, None) or (None, what went wrong)
+    "`decode` that hands its exception back"
+    try: return decode(source[i], size),None
+    except Exception as e: return None,reason(e)
+
 # %% ../nbs/10a_images.ipynb #bd4f2eda
 def too_many(bad:int, # images that cannot be read
     n:int, # images of the set, with these
@@ -147,6 +156,7 @@ def check_corrupt(bad:list, # (name, reason) of what cannot be read
     told = '; '.join(f'{name} ({why})' for name,why in bad[:20])+(f'; and {len(bad)-20} more' if len(bad)>20 else '')
     raise ValueError(f"{len(bad)} of {n:,} images cannot be read, which is more than 1 %: {told}. Replace or remove these files, then start again (if all of them look healthy: is the disk still there?)")
 
+# %% ../nbs/10a_images.ipynb #14ea6dbf
 @patch
 def read(self:ImageData, idx)->tuple: # (images (B,3,H,W) uint8, labels (B,), {index: reason} of what cannot be read)
     "Some images; for one that cannot be read stands the next one that can"
@@ -187,15 +197,6 @@ def _append(path, found): # lines that the file does not have yet
     lines = [l for l in (f'{name}\t{why}' for name,why in found) if l not in there]
     if lines:
         with open(path,'a',encoding='utf-8') as f: f.write('\n'.join(lines)+'\n')
-
-# %% ../nbs/10a_images.ipynb #72f4c8c8
-def try_decode(source, # a list of paths or file contents, or what behaves like one
-    i:int, # which one
-    size:int, # side in pixels
-)->tuple: # (pixels, None) or (None, what went wrong)
-    "`decode` that hands its exception back"
-    try: return decode(source[i], size),None
-    except Exception as e: return None,reason(e)
 
 # %% ../nbs/10a_images.ipynb #88d4b6a5
 class Strings:

@@ -179,6 +179,7 @@ def load_arrow(files, # Parquet files
     labels,classes = label_names(ds.data)
     return from_files(ArrowFiles(ds), labels, classes, size, ArrowNames(ds))
 
+# %% ../nbs/10b_shards.ipynb #ca39f679
 def load_parquet(path, # a Parquet file, or a folder of them
     size:int=None, # side in pixels; None: the images' own
     split:str='train', # 'train', 'val' or 'test'

@@ -86,6 +86,7 @@ class CachePlan:
         g,n = torch.Generator().manual_seed(self.seed*1_000_003+i), len(self.span(i))
         return [(torch.rand(n,generator=g)*(1-self.crop)+self.crop, torch.rand(n,2,generator=g)*2-1) for _ in range(self.views-1)]
 
+# %% ../nbs/12a_tokens.ipynb #2450e76a
 def plan_for(tokenizer:FRVAE, # trained
     data:ImageData, # images
     **how, # views, flips, crop, seed, amp, shard of the plan
