@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fashion_classes', 'cifar_classes', 'where', 'assets', 'shards', 'loaders', 'epoch_order', 'batches', 'split_folder',
            'files_below', 'load_folder', 'places', 'first_found', 'read_idx', 'square', 'from_arrays', 'fetch',
-           'load_fashion', 'load_cifar', 'load_bundled', 'load_data', 'Reader', 'read_batches', 'loader', 'ImageData',
+           'load_fashion', 'load_cifar', 'load_bundled', 'load_data', 'read_batches', 'loader', 'ImageData',
            'from_files', 'random_crop', 'random_flip', 'to_float', 'to_uint8']
 
 # %% ../nbs/11_data.ipynb #15997f67
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from .config import did_you_mean,require
 from .distributed import share
-from .images import ImageData,check_size,from_files,random_crop,random_flip,to_float,to_uint8
+from .images import ImageData,Reader,check_size,from_files,random_crop,random_flip,to_float,to_uint8
 from .shards import cache,load_parquet,load_tar,split_names
 
 # %% ../nbs/11_data.ipynb #2add9519
@@ -179,15 +179,6 @@ def load_data(name_or_path, # a key of `loaders`, a folder of class folders, a .
     return (shards[kinds[0]] if kinds else load_folder)(path, size, split)
 
 # %% ../nbs/11_data.ipynb #f2fff3dd
-class Reader:
-    "What a worker runs: images and labels, and what it could not read, which only the process that trains can note"
-    def __init__(self, data:ImageData): self.data = data # the worker's own copy
-    def __len__(self): return len(self.data)
-    def __getitems__(self, idx)->tuple: # (images, labels, {index: reason})
-        "A batch"
-        x,y,bad = self.data.read(idx); self.data.bad.update(bad)
-        return x,y,bad
-
 def read_batches(data:ImageData, # what `load_data` gave
     order, # iterable of batches' indices
     workers:int=0, # processes that decode, for data that is not in memory

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_float', 'to_uint8', 'random_flip', 'crop_at', 'random_crop', 'to_rgb', 'decode', 'ImageData', 'reason', 'Picked',
-           'try_decode', 'too_many', 'check_corrupt', 'Strings', 'own_size', 'check_size', 'decode_all', 'from_files']
+           'try_decode', 'too_many', 'check_corrupt', 'Reader', 'Strings', 'own_size', 'check_size', 'decode_all',
+           'from_files']
 
 # %% ../nbs/10a_images.ipynb #5e8fbe13
 import io,operator,os,warnings
@@ -197,6 +198,16 @@ def _append(path, found): # lines that the file does not have yet
     lines = [l for l in (f'{name}\t{why}' for name,why in found) if l not in there]
     if lines:
         with open(path,'a',encoding='utf-8') as f: f.write('\n'.join(lines)+'\n')
+
+# %% ../nbs/10a_images.ipynb #70b438b5
+class Reader:
+    "What a worker runs: images and labels, and what it could not read, which only the process that trains can note"
+    def __init__(self, data:ImageData): self.data = data # the worker's own copy
+    def __len__(self): return len(self.data)
+    def __getitems__(self, idx)->tuple: # (images, labels, {index: reason})
+        "A batch"
+        x,y,bad = self.data.read(idx); self.data.bad.update(bad)
+        return x,y,bad
 
 # %% ../nbs/10a_images.ipynb #88d4b6a5
 class Strings:
