@@ -53,8 +53,14 @@ def copy_shown(folder):
     shutil.copytree(nbs, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*','_proc'))
     for path in folder.rglob('*.ipynb'): nb = read(path); show_exports(nb); write(nb, path)
 
+def text_shown(c):
+    "The Markdown that a cell without visible code shows, or nothing"
+    shown = [o['data']['text/markdown'] for o in c.get('outputs',[]) if 'text/markdown' in o.get('data',{})]
+    return ''.join(shown[0]) if len(shown)==1 and re.search(r'^#\| *echo: *false', source(c), re.M) else None
+
 def for_the_page(nb, name, cfg):
-    "A staged notebook, changed in place: films instead of widgets, links to files that are not on the site, and one to Colab"
+    "A staged notebook, changed in place: films instead of widgets, links to files that are not on the site, and one to Colab; computed text becomes text, so that its links follow the pages' names"
+    nb['cells'] = [markdown(t) if (t := text_shown(c)) else c for c in nb['cells']]
     for c in nb['cells']:
         if c['cell_type']=='markdown': c['source'] = re.sub(r'(!?)(\[[^\]]*\]\()\.\./', lambda m: f"{m[1]}{m[2]}{cfg.git_url}/{'raw' if m[1] else 'blob'}/{cfg.branch}/", source(c))
     for o in (o for c in nb['cells'] for o in c.get('outputs',[])):
