@@ -7,7 +7,7 @@ __all__ = ['recorded', 'friendly', 'overrule', 'train_tokenizer', 'find_in', 'da
            'parse_labels', 'sample', 'nearest', 'demo_pictures', 'demo', 'small_photos', 'tokenizer_pictures']
 
 # %% ../nbs/19_cli.ipynb #5a56e46a
-import functools,json,os,sys
+import functools,json,os,sys,time,traceback
 from dataclasses import fields,replace
 from pathlib import Path
 from fastcore.script import call_parse,store_true
@@ -16,10 +16,18 @@ from .config import get_preset,resized
 # %% ../nbs/19_cli.ipynb #c2deb6fa
 def recorded(f # a command
 ): # the command
-    "Under torchrun, leave an error where the launcher looks for it: its summary then names the process and the error"
-    if 'TORCHELASTIC_ERROR_FILE' not in os.environ: return f
-    from torch.distributed.elastic.multiprocessing.errors import record
-    return record(f)
+    "Under torchrun, leave an error where the launcher looks for it, whole or not at all: its summary then names the process and the error"
+    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if not path: return f
+    @functools.wraps(f)
+    def run(*args, **kwargs):
+        "The command, with its error left behind"
+        try: return f(*args, **kwargs)
+        except Exception as e:
+            from nfig.checkpoints import write_text          # PyTorch's own `record` can be ended half-way by the launcher, which then stumbles over the half
+            told = dict(message=f'{type(e).__name__}: {e}', extraInfo=dict(py_callstack=traceback.format_exc(), timestamp=str(int(time.time()))))
+            write_text(Path(path), json.dumps(dict(message=told))); raise
+    return run
 
 def friendly(f # a command
 ): # the command
