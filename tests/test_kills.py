@@ -44,7 +44,9 @@ def half_written(folder): return any(folder.glob('checkpoints/*.tmp'))
 def killed(run, folder, when):
     "Start a run and kill it when `when` comes true; was it killed before its end?"
     pid = child(run, folder)
-    while not when(): time.sleep(5e-4)
+    while not when():
+        if os.waitpid(pid, os.WNOHANG)[0]: return False       # it ended before the moment came
+        time.sleep(5e-4)
     os.kill(pid, 9)
     return os.WIFSIGNALED(os.waitpid(pid,0)[1])
 
