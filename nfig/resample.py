@@ -49,11 +49,14 @@ class Resampler(nn.Module):
     ):
         super().__init__()
         if down not in self.downs: raise ValueError(f"unknown down {down!r}: choose one of {', '.join(self.downs)}")
-        self.s,self.h = s,h
-        self.register_buffer('U', upsample_matrix(s,h).clone(), persistent=False)
-        self.register_buffer('D', self.downs[down](s,h).clone(), persistent=False)
-        self.register_buffer('A', area_matrix(s,h).clone(), persistent=False)
+        self.s,self.h,self.joined = s,h,h<=8
+        for name,M in dict(U=upsample_matrix(s,h), D=self.downs[down](s,h), A=area_matrix(s,h)).items():
+            self.register_buffer(name, torch.kron(M,M) if self.joined else M.clone(), persistent=False)
 
-    def up(self, v:Tensor)->Tensor:   return v if self.s==self.h else self.U@v@self.U.T   # (B,C,s,s) -> (B,C,h,h)
-    def down(self, f:Tensor)->Tensor: return f if self.s==self.h else self.D@f@self.D.T   # (B,C,h,h) -> (B,C,s,s)
-    def pool(self, f:Tensor)->Tensor: return f if self.s==self.h else self.A@f@self.A.T   # by area, for what the transformer reads
+    def both(self, M:Tensor, x:Tensor, side:int)->Tensor: # to (B,C,side,side)
+        "The matrix from the left and the right"
+        if self.s==self.h: return x
+        return (x.flatten(-2)@M.T).unflatten(-1,(side,side)) if self.joined else M@x@M.T
+    def up(self, v:Tensor)->Tensor:   return self.both(self.U, v, self.h)   # (B,C,s,s) -> (B,C,h,h)
+    def down(self, f:Tensor)->Tensor: return self.both(self.D, f, self.s)   # (B,C,h,h) -> (B,C,s,s)
+    def pool(self, f:Tensor)->Tensor: return self.both(self.A, f, self.s)   # by area, for what the transformer reads
