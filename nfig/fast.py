@@ -9,12 +9,12 @@ __all__ = ['Recording', 'GraphedTransformer', 'fast_tokenizer', 'FastPipeline', 
 import torch
 from copy import copy,deepcopy
 from torch import Tensor,nn
-from .autoencoder import CNNDecoder
+from .autoencoder import CNNDecoder,Upsample
 from .generate import NFIGPipeline
 from .packed import FastTransformer,refuse
 from .tokenizer import FRVAE
 from .transformer import KVCache
-from .winograd import Pieces,fast
+from .winograd import FastUpsample,Pieces,fast,replaced
 
 # %% ../nbs/08c_fast.ipynb #8255bcc4
 class Recording:
@@ -74,6 +74,7 @@ def fast_tokenizer(tok:FRVAE, # stays as it is
     if device.type=='cpu' and dtype==torch.float32: quick = fast(tok)
     else:
         quick = deepcopy(tok).eval().requires_grad_(False); d = quick.decoder
+        if device.type=='cpu': replaced(d, {Upsample:FastUpsample})                    # not yet timed on a GPU
         for m in (quick.encoder,d,quick.quant_conv,quick.post_quant_conv): m.to(dtype=dtype, memory_format=torch.channels_last)
         if device.type=='cuda': d.compile()
         if isinstance(d,CNNDecoder): quick.decoder = Pieces(d, 2**(len(d.up)-1), 2**21 if device.type=='cuda' else 2**16)
@@ -87,7 +88,7 @@ class FastPipeline(NFIGPipeline):
 
 def faster(pipe:NFIGPipeline, # finished; stays as it is
     dtype=None, # to compute in; if None the pipeline's own on a processor, bfloat16 on a GPU
-)->FastPipeline: # draws the same images; for generation only
+)->FastPipeline: # draws the same images but for rounding; for generation only
     "The pipeline with everything that makes drawing faster on its device. Write `pipe = faster(pipe)` to give the original's memory back"
     if isinstance(pipe,FastPipeline): refuse()
     gpu = pipe.device.type=='cuda'; dtype = dtype or (torch.bfloat16 if gpu else pipe.transformer.pos_embed.dtype)

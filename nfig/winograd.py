@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['best_points', 'winograd_matrices', 'transform_tiles', 'transform_kernels', 'Scratch', 'blocks', 'load_tiles',
-           'winograd_conv', 'norm_scale', 'suits', 'FastResBlock', 'FastDownsample', 'FastUpsample', 'Pieces', 'fast']
+           'winograd_conv', 'norm_scale', 'suits', 'FastResBlock', 'FastDownsample', 'upsample_kernel', 'FastUpsample',
+           'Pieces', 'replaced', 'fast']
 
 # %% ../nbs/05a_winograd.ipynb #8fc7bd2c
 import math,torch
@@ -165,21 +166,22 @@ class FastDownsample(nn.Module):
         p[:,:-1,:-1] = x.permute(0,2,3,1)
         return self.down.conv(p.permute(0,3,1,2))
 
+# %% ../nbs/05a_winograd.ipynb #ee38e088
+def upsample_kernel(w:Tensor # (O,C,3,3) weights of a convolution that follows doubling by repetition
+)->Tensor: # (C,O,4,4) float32, for a transposed convolution of stride 2, padding 1
+    "One kernel that doubles and convolves"
+    w = w.detach().float(); sums = F.conv2d(w.flatten(0,1)[:,None], w.new_ones(1,1,2,2), padding=1)      # (O*C,1,4,4)
+    return sums.view(*w.shape[:2],4,4).flip(2,3).transpose(0,1).contiguous()
+
 # %% ../nbs/05a_winograd.ipynb #22cd12a3
 class FastUpsample(nn.Module):
-    "An `Upsample` for inference"
-    def __init__(self, up:Upsample, # whose weights are used
-        scratch:Scratch, # shared by all blocks
+    "An `Upsample` for inference, in any precision and on any device"
+    def __init__(self, up:Upsample # whose weights are used
     ):
-        super().__init__(); self.up,self.scratch = up,scratch
-    @cached_property
-    def kernels(self): return transform_kernels(self.up.conv.weight)
+        super().__init__(); self.bias = up.conv.bias
+        self.register_buffer('kernel', upsample_kernel(up.conv.weight), persistent=False)
     def forward(self, x:Tensor)->Tensor: # (B,C,h,w) -> (B,C,2h,2w)
-        "Repeat pixels into old memory, convolve in Winograd's way"
-        if not suits(x, x.shape[1]): return self.up(x)
-        B,C,H,W = x.shape; big = self.scratch('hidden',B,2*H,2*W,C)
-        big.view(B,H,2,W,2,C).copy_(x.permute(0,2,3,1)[:,:,None,:,None])
-        return winograd_conv(big, self.kernels, self.up.conv.bias, torch.empty(B,2*H,2*W,C), self.scratch).permute(0,3,1,2)
+        return F.conv_transpose2d(x, self.kernel, self.bias, stride=2, padding=1)
 
 # %% ../nbs/05a_winograd.ipynb #6543815c
 class Pieces(nn.Module):
@@ -196,17 +198,17 @@ class Pieces(nn.Module):
         return torch.cat([self.net(p) for p in x.split(n)])
 
 # %% ../nbs/05a_winograd.ipynb #628ed4bf
-_swaps = {ResBlock:FastResBlock, Downsample:FastDownsample, Upsample:FastUpsample}
-
-def _swapped(m, scratch):
-    "`m` with everything below it replaced, and its own replacement if there is one"
-    for name,child in m.named_children(): setattr(m, name, _swapped(child, scratch))
-    if type(m) in _swaps: return _swaps[type(m)](m, scratch)
-    if isinstance(m,CNNEncoder): return Pieces(m)
-    return Pieces(m, 2**(len(m.up)-1)) if isinstance(m,CNNDecoder) else m
+def replaced(m:nn.Module, # changed in place
+    by:dict, # type of a module -> a function that makes its replacement
+)->nn.Module: # `m`, or its own replacement
+    "Everything in `m` that has a replacement, replaced from the inside out"
+    for name,child in m.named_children(): setattr(m, name, replaced(child, by))
+    return by[type(m)](m) if type(m) in by else m
 
 def fast(model:nn.Module # a tokenizer, encoder or decoder with CNNs inside; others gain nothing but lose nothing
 )->nn.Module: # in eval mode, for inference in float32 on a processor; not for saving or training
     "A copy that shares the weights and needs a third of the multiplications; the weights' memory becomes channels-last"
     memo = {id(t):t for t in [*model.parameters(),*model.buffers()]}
-    return _swapped(deepcopy(model, memo).eval(), Scratch()).to(memory_format=torch.channels_last)
+    s = Scratch(); by = {ResBlock:lambda m: FastResBlock(m,s), Downsample:lambda m: FastDownsample(m,s), Upsample:FastUpsample,
+                         CNNEncoder:Pieces, CNNDecoder:lambda m: Pieces(m, 2**(len(m.up)-1))}
+    return replaced(deepcopy(model,memo).eval(), by).to(memory_format=torch.channels_last)
