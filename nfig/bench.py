@@ -199,20 +199,23 @@ def encode_part(pipe:NFIGPipeline, # models in `dtype`
 def train_step(pipe:NFIGPipeline, # weights in fp32
     labels, tokens, # (B,), and n tensors (B,s_i^2)
     amp:bool=False, # bf16 by autocast
+    masked:bool=False, # attention over everything, under a mask, as published code has it
 ):
     "Loss and gradients of the transformer on given tokens, without the optimiser's step"
-    transformer = pipe.transformer.train(); transformer.zero_grad(set_to_none=True)
+    transformer = pipe.transformer.train(); transformer.zero_grad(set_to_none=True); cuts = transformer.pieces
+    if masked: transformer.pieces = ()
     with torch.no_grad(): x = pipe.tokenizer.quantizer.teacher_inputs(tokens)
     with torch.autocast(pipe.device.type, torch.bfloat16, enabled=amp): logits = transformer(labels, x)
-    F.cross_entropy(logits.flatten(0,1), torch.cat(tokens,1).flatten()).backward(); transformer.eval()
+    F.cross_entropy(logits.flatten(0,1), torch.cat(tokens,1).flatten()).backward(); transformer.eval(); transformer.pieces = cuts
 
 def train_part(pipe:NFIGPipeline, # weights in fp32
     dtype:str, # 'fp32', or 'bf16' for autocast
     batch:int=2, # images a step
+    masked:bool=False, # as for `train_step`
 )->Part:
     "Forward and backward pass"
     labels,tokens = some_labels(pipe,batch),some_tokens(pipe,batch)
-    return Part('train',dtype,lambda: train_step(pipe,labels,tokens,dtype=='bf16'),batch)
+    return Part('reference train' if masked else 'train',dtype,lambda: train_step(pipe,labels,tokens,dtype=='bf16',masked),batch)
 
 # %% ../nbs/20_bench.ipynb #a1c6bf54
 def images(parts:list # timed `Part`s
@@ -245,7 +248,7 @@ def all_parts(pipes:dict, # from `build_pipelines`
     "Everything that is measured, with matrix products before each part"
     device = pipes['fp32'].device; small = pipes['fp32'].transformer.config.width<512; n = 8192 if device.type=='cuda' else 512 if small else 2048
     peak = [p for d in dtypes for p in matmul_parts(d,device,n)]; work = both_ways(pipes,batches)
-    work += [p for d in (dtypes if full else ('fp32',)) for p in (encode_part(pipes[d],d), train_part(pipes['fp32'],d))]
+    work += [train_part(pipes['fp32'],'fp32',masked=True)] + [p for d in (dtypes if full else ('fp32',)) for p in (encode_part(pipes[d],d), train_part(pipes['fp32'],d))]
     return [p for w in work if re.search(only, f'{w.name} {w.dtype}') for p in (*peak,w)]
 
 # %% ../nbs/20_bench.ipynb #4b07280f

@@ -128,6 +128,7 @@ def train_nfig(
     lr:float=None, # peak learning rate
     depth:int=None, # blocks, in place of the preset's
     accumulate:int=None, # parts into which a batch is split to save memory
+    recompute:store_true=False, # keep less for the backward pass and compute it again: saves more memory, a third more work
     seed:int=None, # of initialisation and data order
     device:str=None, # cpu or cuda; chosen if not given
     log_every:int=20, # steps between lines of the log
@@ -145,7 +146,7 @@ def train_nfig(
     from nfig.distributed import first_goes_first,join,leave
     from nfig.train_nfig import train_nfig as train
     e = get_preset(preset, **({'transformer':dict(depth=depth,width=None,heads=None,drop_path=None)} if depth else {}))
-    e = replace(e, train=overrule(e.train, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, accumulate=accumulate, seed=seed))
+    e = replace(e, train=overrule(e.train, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, accumulate=accumulate, recompute=recompute or None, seed=seed))
     tok = FRVAE.from_pretrained(find_in(tokenizer,'tokenizer')); size,device = tok.config.image_size,join(device)
     cache = TokenCache(tokens, tok) if tokens else None; data = data or (cache.manifest.get('source') if cache else None) or data_of(tokenizer)
     with first_goes_first():

@@ -114,6 +114,7 @@ class TrainConfig:
     init_weights:str='' # file or folder of weights for a DINOv2 encoder; 'random' for none, timm's own if empty
     crop:float=1. # smallest side of a random crop, as a share of the image's side; 1 for none
     accumulate:int=1 # parts into which a batch (or each process's share of it) is split to save memory
+    recompute:bool=False # keep only the blocks' inputs for the backward pass: less memory, a third more work (transformer)
     compile:bool=False # compile encoder and decoder
     label_smooth:float=0. # label smoothing (transformer)
     seed:int=0 # data order, initialisation and dropout

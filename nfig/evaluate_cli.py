@@ -131,7 +131,7 @@ def growth(
     out:str='growth', # OUT.json, OUT.png and OUT-share.png are written
 ):
     "Figure 4: images after each stage, with their spectra"
-    pipe = load_pipeline(model); names = parse_labels(labels,pipe.classes); g,parts = analyses.growth(pipe,names,seed)
+    pipe = load_pipeline(model); names = [o if isinstance(o,str) else pipe.classes[o] for o in parse_labels(labels,pipe.classes)]; g,parts = analyses.growth(pipe,names,seed)
     save_with_figure(out, g|dict(about=about('nfig_growth')), ('',growth_figure(parts,names=names)), ('-share',analyses.share_figure(g)))
 
 def several(runs:str, # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER

@@ -46,7 +46,7 @@ class TransformerTask:
     ):
         shares = world()[1]*cfg.accumulate
         if cfg.batch_size%shares: raise ValueError(f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size")
-        self.pipe,self.model,self.q = pipe, pipe.transformer, pipe.tokenizer.quantizer
+        self.pipe,self.model,self.q = pipe, pipe.transformer, pipe.tokenizer.quantizer; self.model.recompute = cfg.recompute
         self.tokens,self.labels,self.cfg,self.val,self.total = tokens,labels,cfg,val,cfg.total_steps(len(labels))
         self.device = next(self.model.parameters()).device
         self.ema,self.order,self.score = EMA(self.model,cfg.ema), None, 'val_loss'
