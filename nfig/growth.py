@@ -50,7 +50,7 @@ def measure(cells:list, # of (depth, batch, side)
     preset:str, dtype:str, device:str, repeats:int, # as for `growth`
 )->list: # rows as in `bench.row`, with depth, side and tokens
     "Time every cell; a model is built once for all batches of a size"
-    rows,side = [], 8192 if device.startswith('cuda') else 1024
+    rows,side = [], 8192 if device.startswith('cuda') else 2048
     for d,s in dict.fromkeys((d,s) for d,_,s in cells):
         pipe = sized(preset,d,s,dtypes[dtype],device); like = (None,None); parts = matmul_parts(dtype,device,side)
         for b in sorted({b for D,b,S in cells if (D,S)==(d,s)}):

@@ -112,16 +112,15 @@ class BandTarget(nn.Module):
     ):
         super().__init__()
         self.register_buffer('low', low, persistent=False)
-        self.register_buffer('maps', mask_maps(low[:-1]) if low.shape[1]<=8 else None, persistent=False)
+        self.register_buffer('maps', torch.cat([*mask_maps(low[:-1]),torch.eye(low.shape[1]**2)],1) if low.shape[1]<=8 else None, persistent=False)
     def forward(self, f:Tensor, # (B,C,h,w) latent
         n:int, # number of stages
     )->Tensor: # (n,B,C,h,w)
         "The latent's low-pass at every stage; the last one is the latent itself"
         with torch.autocast(f.device.type, enabled=False):
             f = f.float()
-            if self.maps is None: lows = apply_masks(f, self.low[:-1])
-            else: lows = (f.flatten(2).flatten(0,1)@self.maps).unflatten(2,f.shape[-2:]).unflatten(1,f.shape[:2])
-            return torch.cat([lows, f[None]])
+            if self.maps is None: return torch.cat([apply_masks(f, self.low[:-1]), f[None]])
+            return (f.flatten(2)@self.maps).unflatten(2,(-1,*f.shape[-2:])).movedim(2,0)
 
 # %% ../nbs/04_quantizer.ipynb #b90a0d5c
 def phi_index(n:int, # stages
@@ -138,7 +137,11 @@ class Phi(nn.Module):
     ):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
-    def forward(self, x:Tensor)->Tensor: return torch.add(.5*x, self.conv(x), alpha=.5)   # (B,C,h,w)
+        stays = torch.zeros(dim,dim,3,3); stays[range(dim),range(dim),1,1] = .5              # a kernel that gives half of its input
+        self.register_buffer('stays', stays, persistent=False)
+    def forward(self, x:Tensor)->Tensor: # (B,C,h,w)
+        "Both halves as one convolution"
+        return F.conv2d(x, torch.add(self.stays,self.conv.weight,alpha=.5), .5*self.conv.bias, padding=1)
 
 # %% ../nbs/04_quantizer.ipynb #70b95ca8
 class ResidualQuantizer(nn.Module):
@@ -166,15 +169,16 @@ def enlarge(self:ResidualQuantizer, i:int, # stage
     v:Tensor, # (B,C,s_i,s_i) codes
 )->Tensor: # (B,C,h,h)
     "Interpolate to the latent's size and smooth"
-    x = self.resample[i].up(v if self.gain is None else v*self.gain[i])
-    return self.phis[self.phi_of[i]](x) if self.phis else x
+    with torch.autocast(v.device.type, enabled=False):                                  # half of the bits would not do: stages add up
+        x = self.resample[i].up(v if self.gain is None else v*self.gain[i])
+        return self.phis[self.phi_of[i]](x) if self.phis else x
 
 @patch
 def to_grid(self:ResidualQuantizer, i:int, # stage
     rest:Tensor, # (B,C,h,h) what is missing
 )->Tensor: # (B,s_i^2,C) a vector a token
     "Bring a residual down to the grid of stage i (Eq. 4)"
-    v = self.resample[i].down(rest).flatten(2).transpose(1,2)
+    with torch.autocast(rest.device.type, enabled=False): v = self.resample[i].down(rest).flatten(2).transpose(1,2)
     return v if self.gain is None else v/self.gain[i]
 
 # %% ../nbs/04_quantizer.ipynb #75912ef2
