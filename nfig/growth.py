@@ -70,8 +70,8 @@ def shown(rows:list # from `measure`
 def numbers(s:str)->list: return [int(o) for o in s.split(',')]   # '1,2' -> [1,2]
 
 @call_parse
-def growth(depths:str='16,12,20,24', # blocks of the transformer; the first one is the centre's
-    batches:str='1,2,4', # images at once
+def growth(depths:str='16,12,20,24,30', # blocks of the transformer; the first one is the centre's
+    batches:str='1,4,16,64', # images at once
     sides:str='256,128,512', # pixels
     full:store_true=False, # all combinations, not just the star
     preset:str='nfig_d16', # everything else
