@@ -35,12 +35,12 @@ _back,_forward = _AT.float(),_BT.float() # (4,6) and (6,6): to the picture and f
 
 def transform_tiles(m:Tensor, # (p,6): `_forward` or `_back`
     d:Tensor, # (6,6,N) contiguous: rows, columns, and whatever else
-    half:Tensor, # (p,6,N) memory for the half-way result
+    half:Tensor, # (6,p,N) memory for the half-way result
     out:Tensor, # (p,p,N), written to
 )->Tensor: # `out`
-    "Rows first, then columns: two products with a small matrix"
-    torch.mm(m, d.flatten(1), out=half.flatten(1))
-    return torch.matmul(m, half, out=out)
+    "Rows first, then columns: each time six or p products with a small matrix"
+    torch.matmul(m, d.transpose(0,1), out=half)             # column c of the tiles: (p,6) @ (6,N)
+    return torch.matmul(m, half.transpose(0,1), out=out)    # row i of the result
 
 def transform_kernels(w:Tensor # (O,C,3,3) weights of a convolution
 )->Tensor: # (36,C,O) float32: a matrix for each product of a tile
@@ -102,7 +102,7 @@ def winograd_conv(x:Tensor, # (B,H,W,C) contiguous float32; H and W multiples of
         D = scratch('tiles',*d.shape).copy_(d).view(6,6,-1); half = scratch('half',*D.shape)
         V = transform_tiles(_forward, D, half, scratch('points',*D.shape)).view(36,-1,C)
         M = torch.bmm(V, U, out=scratch('products',*V.shape[:2],O)).view(6,6,-1)
-        Y = transform_tiles(_back, M, scratch('half',4,*M.shape[1:]), scratch('outputs',4,4,M.shape[-1]))
+        Y = transform_tiles(_back, M, scratch('half',6,4,M.shape[-1]), scratch('outputs',4,4,M.shape[-1]))
         Y = Y.view(4,4,*d.shape[2:5],O).permute(2,3,0,4,1,5)                                         # (n,rows,4,cols,4,O)
         o = out[b,4*r:4*e].unflatten(1,(-1,4)).unflatten(3,(-1,4))                                 # the same, a view
         if add: o.add_(Y).add_(bias)
