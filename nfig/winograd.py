@@ -178,10 +178,11 @@ class FastUpsample(nn.Module):
     "An `Upsample` for inference, in any precision and on any device"
     def __init__(self, up:Upsample # whose weights are used
     ):
-        super().__init__(); self.bias = up.conv.bias
+        super().__init__(); self.up = up
         self.register_buffer('kernel', upsample_kernel(up.conv.weight), persistent=False)
     def forward(self, x:Tensor)->Tensor: # (B,C,h,w) -> (B,C,2h,2w)
-        return F.conv_transpose2d(x, self.kernel, self.bias, stride=2, padding=1)
+        "One transposed convolution"
+        return F.conv_transpose2d(x, self.kernel, self.up.conv.bias, stride=2, padding=1)
 
 # %% ../nbs/05a_winograd.ipynb #6543815c
 class Pieces(nn.Module):

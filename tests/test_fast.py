@@ -46,9 +46,7 @@ def test_company_changes_nothing(wide):
 
 def test_weights_are_shared_and_the_original_is_untouched(wide):
     before = {k:v.clone() for k,v in wide.state_dict().items()}; quick = fast(wide)
-    of,mine = ({id(p):n for n,p in m.named_parameters()} for m in (wide,quick)); gone = [n for i,n in of.items() if i not in mine]
-    assert not set(mine)-set(of) and gone and all(n.endswith('upsample.conv.weight') for n in gone)          # one kernel each took their place
-    assert not blocks(wide) and blocks(quick)
+    assert {id(p) for p in quick.parameters()}=={id(p) for p in wide.parameters()} and not blocks(wide) and blocks(quick)
     assert list(wide.state_dict())==list(before) and all(torch.equal(v,before[k]) for k,v in wide.state_dict().items())
 
 @torch.no_grad()
