@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['divisions', 'radius', 'square_radius', 'check_scales', 'band_edges', 'low_masks', 'band_masks', 'bin_counts',
-           'apply_masks', 'decompose', 'compose', 'low_pass', 'power_spectrum', 'centred_radius', 'radial_profile',
-           'fit_power_law', 'energy_edges']
+           'precise', 'apply_masks', 'decompose', 'compose', 'low_pass', 'power_spectrum', 'centred_radius',
+           'radial_profile', 'fit_power_law', 'energy_edges']
 
 # %% ../nbs/01_frequency.ipynb #66bd293f
 import math,torch
 import torch.nn.functional as F
+from contextlib import nullcontext
 from torch import Tensor
 
 # %% ../nbs/01_frequency.ipynb #ff62d08d
@@ -92,6 +93,13 @@ def bin_counts(masks:Tensor, # (n, h, w//2+1) masks in rfft layout
     if w%2==0: twice[-1] = 1
     return (masks*twice).sum((-2,-1))
 
+# %% ../nbs/01_frequency.ipynb #e916b794
+def precise(x:Tensor # any
+): # context in which autocast leaves alone what is done on the device of `x`
+    "Full precision, whatever surrounds it"
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
 # %% ../nbs/01_frequency.ipynb #7e0125bc
 def apply_masks(f:Tensor, # (B,C,h,w) features
     masks:Tensor, # (n, h, w//2+1) masks
@@ -99,7 +107,7 @@ def apply_masks(f:Tensor, # (B,C,h,w) features
     "Equation 1 for all masks at once, one FFT for the lot. ValueError if the masks are of another size"
     h,w = f.shape[-2:]
     if masks.shape[-2:]!=(h,w//2+1): raise ValueError(f"masks are for {masks.shape[-2]}x{2*(masks.shape[-1]-1)} features, given {h}x{w}: make them with band_masks(scales, {h}, {w})")
-    with torch.autocast(f.device.type, enabled=False):
+    with precise(f):
         spec = torch.fft.rfft2(f.float())
         return torch.fft.irfft2(spec*masks[:,None,None], s=(h,w))
 

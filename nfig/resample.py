@@ -53,7 +53,10 @@ class Resampler(nn.Module):
         for name,M in dict(U=upsample_matrix(s,h), D=self.downs[down](s,h), A=area_matrix(s,h)).items():
             self.register_buffer(name, torch.kron(M,M) if self.joined else M.clone(), persistent=False)
 
-    def both(self, M:Tensor, x:Tensor, side:int)->Tensor: # to (B,C,side,side)
+    def both(self, M:Tensor, # one of the three buffers
+        x:Tensor, # (B,C,n,n)
+        side:int, # of the result
+    )->Tensor: # (B,C,side,side)
         "The matrix from the left and the right"
         if self.s==self.h: return x
         return (x.flatten(-2)@M.T).unflatten(-1,(side,side)) if self.joined else M@x@M.T
