@@ -95,17 +95,18 @@ class Middle(nn.Module):
 
 # %% ../nbs/05_autoencoder.ipynb #61a9c962
 class CNNEncoder(nn.Module):
-    "VQGAN's encoder: (B,3,H,H) to (B,C,H/2^k,H/2^k) with k+1 multipliers"
+    "VQGAN's encoder: (B,3,H,H) to (B,C,h,h), h=H/(stem 2^k), with k+1 multipliers"
     def __init__(self,
         latent_dim:int=32, # channels C out
         width:int=160, # channels at full resolution
         multipliers:tuple=(1,1,2,2,4), # channel multiplier of every level
         blocks:int=2, # residual blocks a level
         groups:int=32, # groups of the norms
+        stem:int=1, # side of the pixel squares that the first convolution takes as one place
     ):
         super().__init__()
         ch = [width*m for m in (1,*multipliers)]; last = len(multipliers)-1
-        self.conv_in = nn.Conv2d(3,width,3,padding=1)
+        self.conv_in = nn.Conv2d(3,width,stem+2,stride=stem,padding=1)
         self.down = nn.ModuleList(Level(ch[i],ch[i+1],blocks,i==last,Downsample(ch[i+1]) if i<last else None,groups) for i in range(last+1))
         self.mid = Middle(ch[-1],groups)
         self.norm_out,self.conv_out = nn.GroupNorm(groups,ch[-1],eps=1e-6), nn.Conv2d(ch[-1],latent_dim,3,padding=1)
@@ -124,17 +125,20 @@ class CNNDecoder(nn.Module):
         multipliers:tuple=(1,1,2,2,4), # as the encoder's
         blocks:int=2, # residual blocks a level, one more is added
         groups:int=32, # groups of the norms
+        stem:int=1, # side of the pixel squares that the last convolution paints at once
     ):
         super().__init__()
+        self.stem = stem
         ch = [width*m for m in multipliers]; last = len(ch)-1
         self.conv_in, self.mid = nn.Conv2d(latent_dim,ch[-1],3,padding=1), Middle(ch[-1],groups)
         self.up = nn.ModuleList(Level(ch[min(i+1,last)],ch[i],blocks+1,i==last,Upsample(ch[i]) if i else None,groups) for i in range(last+1))
-        self.norm_out,self.conv_out = nn.GroupNorm(groups,ch[0],eps=1e-6), nn.Conv2d(ch[0],3,3,padding=1)
+        self.norm_out,self.conv_out = nn.GroupNorm(groups,ch[0],eps=1e-6), nn.Conv2d(ch[0],3*stem**2,3,padding=1)
     def forward(self, f:Tensor)->Tensor: # (B,C,h,w) -> (B,3,H,W)
         "Latent to pixels"
         x = self.mid(self.conv_in(f))
         for level in reversed(self.up): x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.stem) if self.stem>1 else x
 
 # %% ../nbs/05_autoencoder.ipynb #84b422db
 def fetch_hint(name:str)->str: # timm's name of a model
@@ -214,7 +218,7 @@ def latent_side(cfg:TokenizerConfig, # image size and architecture
     kind:str, # 'cnn', 'dinov2' or 'vit'
 )->int: # side of the latent
     "ValueError unless the image's side divides, and the latent is as wide as the last scale"
-    factor = 2**(len(cfg.multipliers)-1) if kind=='cnn' else 16
+    factor = cfg.stem*2**(len(cfg.multipliers)-1) if kind=='cnn' else 16
     if cfg.image_size%factor: raise ValueError(f"image side {cfg.image_size} given, but a {kind} with a factor of {factor} needs a multiple of {factor}")
     side = cfg.image_size//factor
     if side!=cfg.side: raise ValueError(f"a {kind} turns {cfg.image_size} pixels into a {side}x{side} latent, but the last scale is {cfg.side}: let scales end at {side}, or change image_size")
@@ -228,7 +232,7 @@ def build_encoder(cfg:TokenizerConfig, # architecture
     if cfg.encoder not in ('cnn','dinov2'): raise ValueError(f"unknown encoder {cfg.encoder!r}: choose 'cnn' or 'dinov2'")
     latent_side(cfg, cfg.encoder)
     if cfg.encoder=='dinov2': return DINOv2Encoder(cfg.latent_dim, cfg.image_size, pretrained=pretrained)
-    return CNNEncoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups)
+    return CNNEncoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)
 
 def build_decoder(cfg:TokenizerConfig # architecture
 )->nn.Module: # (B,C,h,h) -> (B,3,H,H)
@@ -236,4 +240,4 @@ def build_decoder(cfg:TokenizerConfig # architecture
     if cfg.decoder not in ('cnn','vit'): raise ValueError(f"unknown decoder {cfg.decoder!r}: choose 'cnn' or 'vit'")
     latent_side(cfg, cfg.decoder)
     if cfg.decoder=='vit': return ViTDecoder(cfg.latent_dim, cfg.image_size)
-    return CNNDecoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups)
+    return CNNDecoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)

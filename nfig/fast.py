@@ -77,7 +77,7 @@ def fast_tokenizer(tok:FRVAE, # stays as it is
         if device.type=='cpu': replaced(d, {Upsample:FastUpsample})                    # not yet timed on a GPU
         for m in (quick.encoder,d,quick.quant_conv,quick.post_quant_conv): m.to(dtype=dtype, memory_format=torch.channels_last)
         if device.type=='cuda': d.compile()
-        if isinstance(d,CNNDecoder): quick.decoder = Pieces(d, 2**(len(d.up)-1), 2**21 if device.type=='cuda' else 2**16)
+        if isinstance(d,CNNDecoder): quick.decoder = Pieces(d, d.stem*2**(len(d.up)-1), 2**21 if device.type=='cuda' else 2**16)
     quick.save_pretrained = refuse
     return quick
 

@@ -269,6 +269,7 @@ class Quantized:
 
 @patch
 def forward(self:ResidualQuantizer, f:Tensor, # (B,C,h,h) latent
+    stop:Tensor=None, # (B,) the stage after which each image's sum is handed on; the last one if not given
 )->Quantized: # tokens, straight-through latent, loss and per-stage errors
     "Quantise for training: the second term of Eq. 10, read as the mean over stages of the error against the accumulated bands"
     self.check(f)
@@ -278,7 +279,11 @@ def forward(self:ResidualQuantizer, f:Tensor, # (B,C,h,h) latent
         errors = torch.stack([F.mse_loss(st.f_hat, aims[st.i]) for st in done])       # moves codes and phi
         commit = F.mse_loss(targets, torch.stack(f_hats)) if self.beta else 0.        # moves the encoder
         if self.training: [self.codebook.count(st.i, st.tokens) for st in done]
-        return Quantized([st.tokens for st in done], f+(f_hats[-1]-f).detach(), errors.mean()+self.beta*commit, errors.detach())
+        aim,got = f,f_hats[-1]
+        if stop is not None:
+            image = torch.arange(len(f), device=f.device)
+            aim,got = targets[stop,image],torch.stack(f_hats)[stop,image]       # each image's own stage
+        return Quantized([st.tokens for st in done], aim+(got-aim).detach(), errors.mean()+self.beta*commit, errors.detach())
 
 # %% ../nbs/04_quantizer.ipynb #d09808f7
 def build_quantizer(cfg:TokenizerConfig # scales, codebook, target, down, phi

@@ -40,9 +40,10 @@ class FRVAE(nn.Module):
         self.norm = latent_norm(config)
 
     def forward(self, x:Tensor, # (B,3,H,H) images in [-1,1]
+        stop:Tensor=None, # (B,) the stage after which each image is decoded; the last one if not given
     )->tuple: # (x_hat (B,3,H,H) not clamped, Quantized)
         "Reconstruct, for training"
-        z = self.quantizer(self.latent(x))
+        z = self.quantizer(self.latent(x), stop)
         return self.paint(z.f_hat), z
 
 # %% ../nbs/06_tokenizer.ipynb #5c7004cb
