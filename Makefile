@@ -30,15 +30,17 @@ test: $(STAMP) ## every notebook and everything in tests/
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder tests
 
 bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine, and how they grow
-	@$(BIN)/nfig_bench && $(BIN)/nfig_bench_growth
+	@$(BIN)/python -m bench.generate && $(BIN)/python -m bench.scaling
 
 docs: $(STAMP) ## the site, in _docs/ (formulas are set by KaTeX, which the page loads from the network)
 	@$(BIN)/python .ci/docs.py && echo "open _docs/index.html"
 
-readme: $(STAMP) ## README.md from nbs/index.ipynb
+readme: $(STAMP) ## the sidebar from the notebooks' numbers, README.md from nbs/index.ipynb
+	@$(BIN)/python .ci/sidebar.py
 	@$(BIN)/python .ci/readme.py
 
-prepare: $(STAMP) ## before a commit: clean the notebooks, export the modules, write README.md
+prepare: $(STAMP) ## before a commit: clean the notebooks, export the modules, write sidebar and README.md
 	@$(BIN)/nbdev_clean  # first: it gives new cells the ids that the modules cite
 	@$(BIN)/nbdev_export
+	@$(BIN)/python .ci/sidebar.py
 	@$(BIN)/python .ci/readme.py

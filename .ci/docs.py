@@ -4,7 +4,7 @@ stage    notebooks, as nbdev prepares them, into _proc/; the code that they expo
          with the import graph is added
 render   _proc/ -> HTML with smalldocs
 finish   the HTML to _docs/, beside it copies of the notebooks for Colab; broken internal links end it"""
-import ast,json,re,shutil,subprocess,sys,tempfile
+import ast,json,os,re,shutil,subprocess,sys,tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote,urlparse
@@ -58,11 +58,18 @@ def text_shown(c):
     shown = [o['data']['text/markdown'] for o in c.get('outputs',[]) if 'text/markdown' in o.get('data',{})]
     return ''.join(shown[0]) if len(shown)==1 and re.search(r'^#\| *echo: *false', source(c), re.M) else None
 
-def for_the_page(nb, name, cfg):
+def outside(link, folder):
+    "Where a relative link of a page in `folder` leads in the repository, if it leaves nbs/; nothing if it stays"
+    to = os.path.normpath(os.path.join('nbs', folder, link))
+    return None if to.startswith('nbs/') else to
+
+def for_the_page(nb, path, cfg):
     "A staged notebook, changed in place: films instead of widgets, links to files that are not on the site, and one to Colab; computed text becomes text, so that its links follow the pages' names"
     nb['cells'] = [markdown(t) if (t := text_shown(c)) else c for c in nb['cells']]
+    name = path.name
+    def link(m): return f"{m[1]}{m[2]}{cfg.git_url}/{'raw' if m[1] else 'blob'}/{cfg.branch}/{to}" if (to := outside(m[3], path.parent)) else m[0]
     for c in nb['cells']:
-        if c['cell_type']=='markdown': c['source'] = re.sub(r'(!?)(\[[^\]]*\]\()\.\./', lambda m: f"{m[1]}{m[2]}{cfg.git_url}/{'raw' if m[1] else 'blob'}/{cfg.branch}/", source(c))
+        if c['cell_type']=='markdown': c['source'] = re.sub(r'(!?)(\[[^\]]*\]\()(\.\./[^)#\s]*)', link, source(c))
     for o in (o for c in nb['cells'] for o in c.get('outputs',[])):
         if 'text/html' in o.get('data',{}): o['data'].pop('application/vnd.jupyter.widget-view+json', None)
     link = f'<a class="nfig-colab" href="https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/gh-pages/colab/{name}">Open in Colab</a>'
@@ -81,21 +88,25 @@ def stage():
     cfg = settings(); refresh_quarto_yml()
     with tempfile.TemporaryDirectory() as d:
         copy_shown(Path(d)/'nbs'); proc_nbs(path=Path(d)/'nbs', force=True, n_workers=0)
-    for path in proc.rglob('*.ipynb'): nb = read(path); for_the_page(nb, path.name, cfg); write(nb, path)
+    for path in proc.rglob('*.ipynb'): nb = read(path); for_the_page(nb, path.relative_to(proc), cfg); write(nb, path)
     (proc/'architecture.md').write_text(architecture(), encoding='utf-8')
 
 # The import graph, from the code
 
 def imports(path):
-    "nfig modules that a module imports"
+    "What a module imports from nfig, as `tokenizer.codebook` and, for names, `tokenizer.codebook.Codebook`"
     for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(n, ast.ImportFrom) and n.level: yield from [n.module.split('.')[0]] if n.module else [a.name for a in n.names]
-        elif isinstance(n, ast.ImportFrom) and (n.module or '').startswith('nfig.'): yield n.module.split('.')[1]
-        elif isinstance(n, ast.Import): yield from (a.name.split('.')[1] for a in n.names if a.name.startswith('nfig.'))
+        if isinstance(n, ast.ImportFrom):
+            base = ('nfig',*path.relative_to(root/'nfig').parts[:-1])
+            full = '.'.join([*base[:len(base)-n.level+1], *filter(None,[n.module])]) if n.level else n.module
+            if (full+'.').startswith('nfig.'): yield from [full[5:], *(f'{full}.{a.name}'[5:] for a in n.names)]
+        elif isinstance(n, ast.Import): yield from (a.name[5:] for a in n.names if a.name.startswith('nfig.'))
+
+def modules(): return {'.'.join(p.relative_to(root/'nfig').with_suffix('').parts):p for p in sorted((root/'nfig').rglob('*.py')) if p.stem[0]!='_'}
 
 def graph():
     "{module: modules it imports}, in alphabetical order"
-    names = {p.stem:p for p in sorted((root/'nfig').glob('*.py')) if p.stem[0]!='_'}
+    names = modules()
     return {k:sorted({o for o in imports(p) if o in names and o!=k}) for k,p in names.items()}
 
 def layers(g):
@@ -115,19 +126,19 @@ def direct(g):
         return seen
     return {k:[o for o in v if not any(o in below(p,set()) for p in v if p!=o)] for k,v in g.items()}
 
-def drawing(g, pages, wide=118, high=64):
+def drawing(g, pages, wide=158, high=64):
     "The graph as SVG: boxes are links, lines lead up to what is imported"
     rows = layers(g); width = wide*max(map(len,rows)); height = high*len(rows)
     at = {k:((i+.5)*width/len(row), (j+.5)*high) for j,row in enumerate(rows) for i,k in enumerate(row)}
     lines = [f'<path d="M{at[k][0]:.0f} {at[k][1]-13:.0f} C{at[k][0]:.0f} {at[k][1]-42:.0f} {at[o][0]:.0f} {at[o][1]+42:.0f} {at[o][0]:.0f} {at[o][1]+13:.0f}"/>' for k,v in direct(g).items() for o in v]
-    boxes = [f'<a href="{pages[k]}"><title>{k} imports {", ".join(g[k]) or "nothing of nfig"}</title><rect x="{x-54:.0f}" y="{y-13:.0f}" width="108" height="26" rx="5"/><text x="{x:.0f}" y="{y+4:.0f}">{k}</text></a>' for k,(x,y) in at.items()]
+    boxes = [f'<a href="{pages[k]}"><title>{k} imports {", ".join(g[k]) or "nothing of nfig"}</title><rect x="{x-74:.0f}" y="{y-13:.0f}" width="148" height="26" rx="5"/><text x="{x:.0f}" y="{y+4:.0f}">{k}</text></a>' for k,(x,y) in at.items()]
     return f'<svg class="nfig-graph" viewBox="0 0 {width} {height}" role="img" aria-label="import graph of the package">{"".join(lines)}{"".join(boxes)}</svg>'
 
 def architecture():
     "The page: the graph and a table, from the modules as they are"
-    g = graph(); pages = {m[1]:p.name for p in sorted(nbs.glob('*.ipynb')) if (m := re.search(r'#\| *default_exp ([\w.]+)', p.read_text(encoding='utf-8')))}
-    says = {k:(ast.get_docstring(ast.parse((root/'nfig'/f'{k}.py').read_text(encoding='utf-8'))) or '').split('\n')[0] for k in g}
-    page = drawing(g, {k:output_name(proc/v) for k,v in pages.items() if (proc/v).exists()})
+    g = graph(); pages = {m[1]:p.relative_to(nbs).as_posix() for p in lessons() if (m := re.search(r'#\| *default_exp ([\w.]+)', p.read_text(encoding='utf-8')))}
+    says = {k:(ast.get_docstring(ast.parse(modules()[k].read_text(encoding='utf-8'))) or '').split('\n')[0] for k in g}
+    page = drawing(g, {k:(Path(v).parent/output_name(proc/v)).as_posix() for k,v in pages.items() if (proc/v).exists()})
     rows = '\n'.join(f'| [{k}]({pages[k]}) | {says[k]} | {", ".join(v) or "–"} |' for k,v in g.items())
     return f"""---
 title: Architecture
@@ -155,15 +166,15 @@ def output_name(path):
 
 def rename_staged():
     "smalldocs names a page after its file: give each staged notebook the name of its page, in links and sidebar too"
-    new = {p.name:output_name(p).replace('.html','.ipynb') for p in proc.glob('*.ipynb')}
-    pattern = re.compile(r'(?<![\w/.])('+'|'.join(map(re.escape, sorted(new, key=len, reverse=True)))+r')(?=[)#\s"]|$)', re.M)
-    for p in [*proc.glob('*.ipynb'), proc/'sidebar.yml', proc/'architecture.md']:
+    new = {p.name:output_name(p).replace('.html','.ipynb') for p in proc.rglob('*.ipynb')}
+    pattern = re.compile(r'(?<![\w.])('+'|'.join(map(re.escape, sorted(new, key=len, reverse=True)))+r')(?=[)#\s"]|$)', re.M)
+    for p in [*proc.rglob('*.ipynb'), proc/'sidebar.yml', proc/'architecture.md']:
         if p.suffix!='.ipynb': p.write_text(pattern.sub(lambda m: new[m[1]], p.read_text(encoding='utf-8')), encoding='utf-8'); continue
         nb = read(p)
         for c in nb['cells']:
             if c['cell_type']=='markdown': c['source'] = pattern.sub(lambda m: new[m[1]], source(c))
             elif c['cell_type']=='raw': c['source'] = re.sub(r'^output-file:.*\n', '', source(c), flags=re.M)
-        p.unlink(); write(nb, proc/new[p.name])
+        p.unlink(); write(nb, p.with_name(new[p.name]))
 
 def render():
     "HTML without Quarto"
@@ -171,8 +182,8 @@ def render():
     rename_staged(); build(str(proc), quiet=True)
 
 def lessons():
-    "The notebooks of the site, results included"
-    return sorted([*nbs.glob('*.ipynb'), *nbs.glob('results/*.ipynb')])
+    "The notebooks of the site"
+    return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
 
 def for_colab(nb, git_url, folder):
     "A notebook with a first cell that installs the package and goes to the notebook's folder"

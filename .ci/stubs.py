@@ -56,16 +56,21 @@ def assigned(n, functions):
         f = functions.get(ast.unparse(v.args[0] if static else v))
         if f: yield t.value.id, header(f, t.attr, [ast.Name('staticmethod')] if static else [])
 
+def absolute(n, module):
+    "An import of `module` as it reads in any other"
+    if not getattr(n,'level',0): return n
+    return ast.ImportFrom('.'.join([*f'nfig.{module}'.split('.')[:-n.level], *filter(None,[n.module])]), n.names, 0)
+
 def needed(fs, tree, module):
     "Import lines for the names in the headers of methods that `module` adds to a class of another module"
     used = {n.id for f in fs for n in ast.walk(f) if isinstance(n, ast.Name)}
     for n in tree.body:
-        if isinstance(n, (ast.Import,ast.ImportFrom)) and (names := [a for a in n.names if (a.asname or a.name) in used]): yield type(n)(**{**vars(n), 'names':names})
-        elif isinstance(n, ast.ClassDef) and n.name in used: yield ast.ImportFrom(module, [ast.alias(n.name)], 1)
+        if isinstance(n, (ast.Import,ast.ImportFrom)) and (names := [a for a in n.names if (a.asname or a.name) in used]): yield absolute(type(n)(**{**vars(n), 'names':names}), module)
+        elif isinstance(n, ast.ClassDef) and n.name in used: yield ast.ImportFrom('nfig.'+module, [ast.alias(n.name)], 0)
 
 def stubs(folder)->dict: # {name of a module: text of its stub}
     "Stubs of all modules in a folder"
-    trees = {p.stem:ast.parse(p.read_text(encoding='utf-8')) for p in sorted(Path(folder).glob('*.py')) if p.stem!='_modidx'}
+    trees = {'.'.join(p.relative_to(folder).with_suffix('').parts):ast.parse(p.read_text(encoding='utf-8')) for p in sorted(Path(folder).rglob('*.py')) if p.stem!='_modidx'}
     home = {n.name:k for k,t in trees.items() for n in t.body if isinstance(n, ast.ClassDef)}
     added,imports = {},{k:[] for k in trees}
     for k,t in trees.items():
@@ -73,7 +78,7 @@ def stubs(folder)->dict: # {name of a module: text of its stub}
         methods = [patched(n) for n in t.body if isinstance(n, ast.FunctionDef) and patch_of(n)]
         for c,f in methods+[p for n in t.body if isinstance(n, ast.Assign) for p in assigned(n, functions)]:
             added.setdefault(c,[]).append(f)
-            if home.get(c,k)!=k: imports[home[c]] += [o for o in needed([f], t, k) if getattr(o,'module',None)!=home[c]]
+            if home.get(c,k)!=k: imports[home[c]] += [o for o in needed([f], t, k) if getattr(o,'module',None)!='nfig.'+home[c]]
     return {k:module_stub(t, added, imports[k]) for k,t in trees.items()}
 
 def module_stub(tree, added, imports):
@@ -89,5 +94,6 @@ def module_stub(tree, added, imports):
 
 def write_stubs(folder, to):
     "Write the stubs of the modules in `folder`, and py.typed, to another folder"
-    for k,text in stubs(folder).items(): (Path(to)/f'{k}.pyi').write_text(text, encoding='utf-8')
+    for k,text in stubs(folder).items():
+        path = Path(to)/f"{k.replace('.','/')}.pyi"; path.parent.mkdir(parents=True, exist_ok=True); path.write_text(text, encoding='utf-8')
     (Path(to)/'py.typed').touch()

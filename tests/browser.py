@@ -89,8 +89,8 @@ def summary(seconds): return dict(moves=len(seconds), median=round(statistics.me
 
 def kernel_moves(n=40):
     "Seconds of a move of the band explorer, without a browser"
-    from nfig.explorers import photos
-    from nfig.widgets import BandView
+    from nfig.use.explorers import photos
+    from nfig.use.widgets import BandView
     view,took = BandView(photos(256)),[]
     for i in range(n):
         start = time.perf_counter(); view.controls['window'].value = (1+i%4, 5+i%5); took.append(time.perf_counter()-start)
@@ -98,7 +98,7 @@ def kernel_moves(n=40):
 
 def main():
     import torch
-    from nfig.training import machine
+    from nfig.core.record import machine
     torch.set_num_threads(1); took = dict(kernel=summary(kernel_moves()), browser={})
     for name,app in dict(Voila=voila, JupyterLab=lab).items():
         with tempfile.TemporaryDirectory() as d, app(d) as (page,_):

@@ -5,8 +5,8 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 
 def run(tmp_path, *args):
-    "`nfig_bench` in a process of its own"
-    return subprocess.run([sys.executable,'-m','nfig.bench','--out',str(tmp_path/'results'),*args], cwd=root, capture_output=True, text=True, timeout=300)
+    "`python -m bench.generate` in a process of its own"
+    return subprocess.run([sys.executable,'-m','bench.generate','--out',str(tmp_path/'results'),*args], cwd=root, capture_output=True, text=True, timeout=300)
 
 def test_table_and_json(tmp_path):
     p = run(tmp_path, '--preset','tiny','--repeats','2','--full','--threads','1','--batches','1,2')

@@ -4,9 +4,9 @@ from itertools import islice
 from pathlib import Path
 import numpy as np,pytest,torch
 from PIL import Image
-import nfig.data as D
-from nfig.data import batches,load_data,loader
-from nfig.images import from_files
+import nfig.data.sources as D
+from nfig.data.sources import batches,load_data,loader
+from nfig.data.images import from_files
 
 def noise(path, seed=0, size=(40,30)):
     "A picture that does not compress, so that half of its file is half of a picture"

@@ -1,8 +1,9 @@
 "What the bundled checkpoint is expected to show: every class, varied, and nothing learnt by heart."
 import pytest,torch
-from nfig.cli import demo
-from nfig.data import load_data,to_float
-from nfig.generate import NFIGPipeline,bundled
+from nfig.use.sample import demo
+from nfig.core.pixels import to_float
+from nfig.data.sources import load_data
+from nfig.transformer.pipeline import NFIGPipeline,bundled
 
 @pytest.fixture(scope='module')
 def pipe(): return NFIGPipeline.from_pretrained('fashion-mnist')
@@ -46,7 +47,7 @@ def test_demo_leaves_pictures(tmp_path, capsys):
     assert {'fashion-mnist-reconstructions.png','fashion-mnist-neighbours.png'} <= {f.name for f in files}
 
 def test_history_is_bundled(pipe):
-    from nfig.data import assets
+    from nfig.core.io import assets
     for name in bundled():
         for part in ('tokenizer','transformer'):
             for f in ('config.json','metrics.jsonl','starts.jsonl'): assert (assets/name/'history'/f'{part}-{f}').is_file()

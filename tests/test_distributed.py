@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest,torch
-from nfig.config import get_preset
-from nfig.data import load_data
-from nfig.generate import NFIGPipeline
-from nfig.tokenizer import FRVAE
-from nfig.train_nfig import train_nfig
-from nfig.train_tokenizer import train_tokenizer
-from nfig.training import Run
+from nfig.core.config import get_preset
+from nfig.data.sources import load_data
+from nfig.transformer.pipeline import NFIGPipeline
+from nfig.tokenizer.frvae import FRVAE
+from nfig.train.transformer import train_nfig
+from nfig.train.tokenizer import train_tokenizer
+from nfig.train.run import Run
 
 def torchrun(folder, program, *args, n=2):
     "A program run by `n` processes"
@@ -31,9 +31,9 @@ program = '''
 import os,signal,sys
 sys.path.insert(0, sys.argv[1])
 from test_distributed import *
-from nfig.distributed import join,leave,world
-from nfig.train_nfig import TransformerTask
-join('cpu'); data = load_data('fashion-mnist-5k').subset(range(400))
+from nfig.core.distributed import init_distributed,destroy_distributed,world
+from nfig.train.transformer import TransformerTask
+init_distributed('cpu'); data = load_data('fashion-mnist-5k').subset(range(400))
 def refusal(e):
     try: train_tokenizer(e, data, 'refused', **every)
     except ValueError as e: return str(e)
@@ -111,16 +111,17 @@ def test_signal_to_one_of_two(two):
 dies = '''
 import os,signal,sys,torch
 from torch import nn
-from nfig.cli import friendly
-from nfig.distributed import join,mean_over,world
-from nfig.training import Run,fit
+from nfig.use.train import friendly
+from nfig.core.distributed import init_distributed,mean_over,world
+from nfig.train.run import Run
+from nfig.train.loop import fit
 class Task:
     def step(self, k):
         if k==3 and world()[0]==1: raise ValueError('picture 17 is a sonata') if sys.argv[1]=='raises' else os.kill(os.getpid(), signal.SIGKILL)
         return dict(loss=mean_over(torch.ones(())))
     def state(self): return {}
 @friendly
-def main(): join('cpu'); fit(Task(), Run('run'), total=100_000, batch_size=1, log_every=10, save_every=2, progress=False)
+def main(): init_distributed('cpu'); fit(Task(), Run('run'), total=100_000, batch_size=1, log_every=10, save_every=2, progress=False)
 main()
 '''
 

@@ -22,14 +22,14 @@ def project(tmp_path_factory):
 def pages(project): return sorted(p for p in (project/'_docs').rglob('*.html') if 'site_libs' not in p.parts)
 
 def test_every_notebook_has_a_page_and_a_copy_for_colab(project):
-    names = {p.name for p in (root/'nbs').rglob('*.ipynb') if p.parent.name in ('nbs','results')}
+    names = {p.name for p in docs.lessons()}
     assert len(pages(project))==len(names)+1                                   # and the architecture
     assert {p.name for p in (project/'_docs'/'colab').iterdir()}==names
-    first = json.loads((project/'_docs'/'colab'/'01_frequency.ipynb').read_text())['cells'][0]['source']
+    first = json.loads((project/'_docs'/'colab'/'11_frequency.ipynb').read_text())['cells'][0]['source']
     assert 'git clone' in first and '{' not in first
 
 def test_pages_show_code_and_films(project):
-    page = (project/'_docs'/'resample.html').read_text()
+    page = (project/'_docs'/'1_bands'/'resample.html').read_text()
     assert 'id="upsample_matrix"' in page and 'linalg' in page                 # what is exported can be read, and linked to
     explore = (project/'_docs'/'explore.html').read_text()
     assert explore.count('class="nfig-film"')==4 and 'widget-view' not in explore
@@ -45,7 +45,7 @@ def test_import_graph():
     g = dict(a=[], b=['a'], c=['a','b'])
     assert docs.layers(g)==[['a'],['b'],['c']] and docs.direct(g)==dict(a=[], b=['a'], c=['b'])
     with pytest.raises(ValueError, match='import each other: a, b'): docs.layers(dict(a=['b'], b=['a']))
-    assert 'frequency' in docs.graph()['quantizer'] and docs.layers(docs.graph())
+    assert 'bands.frequency' in docs.graph()['tokenizer.quantizer'] and docs.layers(docs.graph())
 
 @pytest.mark.needs('chromium')
 def test_pages_open_without_errors(project, tmp_path):
@@ -80,23 +80,25 @@ def test_an_index_would_take_it(dist):
 def test_wheel_holds_nothing_else(dist):
     import zipfile
     names = [n for n in zipfile.ZipFile(next(dist.glob('*.whl'))).namelist() if '.dist-info/' not in n]
-    extra = [n for n in names if not n.startswith('nfig/assets/') and not (n.startswith('nfig/') and n.endswith('.py') and n.count('/')==1)]
+    extra = [n for n in names if not n.startswith('nfig/assets/') and not (n.startswith('nfig/') and n.endswith('.py') and n.count('/')<=2)]
     stubs = {n[:-1] for n in extra if n.endswith('.pyi')}
     assert stubs=={n for n in names if n.endswith('.py') and n!='nfig/_modidx.py'} and 'nfig/py.typed' in extra and len(extra)==len(stubs)+1
 
 client = '''
 import torch
-from nfig.config import TokenizerConfig, TransformerConfig, get_preset
-from nfig.data import load_data, to_float
-from nfig.explorers import BandExplorer, photos
-from nfig.frequency import band_masks, decompose, radius
-from nfig.generate import NFIGPipeline
-from nfig.quantizer import Codebook, ResidualQuantizer
-from nfig.show import show_images
-from nfig.tokenizer import FRVAE
+from nfig.core.config import TokenizerConfig,TransformerConfig,get_preset
+from nfig.core.pixels import to_float
+from nfig.data.sources import load_data
+from nfig.use.explorers import BandExplorer,photos
+from nfig.bands.frequency import band_masks,decompose,radius
+from nfig.transformer.pipeline import NFIGPipeline
+from nfig.tokenizer.codebook import Codebook
+from nfig.tokenizer.quantizer import ResidualQuantizer
+from nfig.bands.show import show_images
+from nfig.tokenizer.frvae import FRVAE
 pipe: NFIGPipeline = NFIGPipeline.from_pretrained('fashion-mnist')
 show_images(pipe(['Sneaker', 'Bag'], n=4, seed=0)).savefig('a.png')
-half = pipe.partials('Sneaker')[2] + pipe.to(None, torch.bfloat16).paint(torch.zeros(1))
+half = pipe.partials('Sneaker')[2] + pipe.to(None, torch.bfloat16).decode_latent(torch.zeros(1))
 bands = decompose(half, band_masks((1, 2, 4), 8)), radius(8, None), TransformerConfig(width=None)
 tokenizer: FRVAE = FRVAE.from_pretrained('x')
 tokenizer.save_pretrained('y')

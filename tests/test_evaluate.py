@@ -4,9 +4,9 @@ import json,os,signal,subprocess,sys,time
 import numpy as np,pytest,torch
 from scipy import linalg
 
-from nfig.config import require
-from nfig.features import InceptionFeatures
-from nfig.metrics import Moments,frechet_distance,inception_score,precision_recall
+from nfig.core.io import require
+from nfig.tokenizer.features import InceptionFeatures
+from nfig.evaluate.metrics import Moments,frechet_distance,inception_score,precision_recall
 
 env = dict(os.environ, OMP_NUM_THREADS='1')
 
@@ -33,14 +33,14 @@ def test_missing_inception_is_a_sentence(tmp_path):
 program = '''
 import json,os,sys,time,resource,torch
 from torch import nn
-from nfig.config import presets
-from nfig.distributed import join,leave
-from nfig.evaluate_cli import together
-from nfig.generate import NFIGPipeline
-from nfig.parts import parse_share
-from nfig.sets import GeneratedImages,NpzImages,evaluate_samples
-from nfig.tokenizer import build_tokenizer
-from nfig.transformer import NFIGTransformer
+from nfig.core.config import presets
+from nfig.core.distributed import init_distributed,destroy_distributed
+from nfig.use.evaluate import together
+from nfig.transformer.pipeline import NFIGPipeline
+from nfig.core.parts import parse_share
+from nfig.evaluate.generator import GeneratedImages,NpzImages,evaluate_samples
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.transformer.model import NFIGTransformer
 class Eyes(nn.Module):
     name = 'Eyes'
     def forward(self, x):
@@ -51,8 +51,8 @@ def run(what, n, work):
     else: images,size = NpzImages(what),1000
     m = together(lambda: evaluate_samples(images, NpzImages('real.npz'), Eyes(), folder=work, n=n, where='reference-'+work, size=size, neighbours=500, batch=size//10+9, shard=parse_share(), progress=False))
     return m and m|dict(memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
-join('cpu'); found = [run(what,int(n),what+n+sys.argv[1]) for what,n in (o.split(':') for o in sys.argv[2:])]
-if leave(): print(json.dumps(found))
+init_distributed('cpu'); found = [run(what,int(n),what+n+sys.argv[1]) for what,n in (o.split(':') for o in sys.argv[2:])]
+if destroy_distributed(): print(json.dumps(found))
 '''
 
 @pytest.fixture(scope='module')

@@ -4,10 +4,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-import nfig.winograd as winograd
-from nfig.config import get_preset
-from nfig.tokenizer import build_tokenizer
-from nfig.winograd import FastResBlock, fast
+import nfig.fast.winograd as winograd
+from nfig.core.config import get_preset
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.fast.winograd import FastResBlock,fast
 from test_var_parity import close, golden, grids, part, same_tokens, scales, vqvae
 
 def everywhere(x, channels):

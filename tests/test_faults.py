@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest,torch
 from torch import nn
-import nfig.tokenizer as T
-from nfig.autoencoder import build_decoder,build_encoder
-from nfig.config import TokenizerConfig,get_preset,save_config
-from nfig.data import load_data
-from nfig.tokenizer import FRVAE,build_tokenizer,write_folder
-from nfig.train_tokenizer import TokenizerTask,train_tokenizer
-from nfig.training import Run,load_state,save_state
+import nfig.tokenizer.frvae as T
+from nfig.tokenizer.autoencoder import build_decoder,build_encoder
+from nfig.core.config import TokenizerConfig,get_preset,save_config
+from nfig.data.sources import load_data
+from nfig.core.io import write_folder
+from nfig.tokenizer.frvae import FRVAE,build_tokenizer
+from nfig.train.tokenizer import TokenizerTask,train_tokenizer
+from nfig.core.io import load_state,save_state
+from nfig.train.run import Run
 
 root = Path(__file__).resolve().parent.parent
 
@@ -51,9 +53,9 @@ def test_unknown_field_of_a_preset():
 
 @pytest.fixture
 def pipe(tok):
-    from nfig.config import TransformerConfig
-    from nfig.generate import NFIGPipeline
-    from nfig.transformer import NFIGTransformer
+    from nfig.core.config import TransformerConfig
+    from nfig.transformer.pipeline import NFIGPipeline
+    from nfig.transformer.model import NFIGTransformer
     c = tok.config
     model = NFIGTransformer(TransformerConfig(c.scales, c.codebook_size, c.latent_dim, classes=3, depth=1))
     return NFIGPipeline(tok, model, ['Trouser','Sneaker','Ankle boot'])
@@ -125,9 +127,10 @@ def test_config_of_another_version(saved):
 
 full = """import resource,signal,sys,torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)          # the write fails with an error instead of ending the process
-from nfig.config import get_preset
-from nfig.tokenizer import build_tokenizer
-from nfig.training import Run,save_state
+from nfig.core.config import get_preset
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.core.io import save_state
+from nfig.train.run import Run
 torch.manual_seed(1); tok = build_tokenizer(get_preset('tiny').tokenizer); state = dict(step=2, model=tok.state_dict())
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,50_000))
 try: {}

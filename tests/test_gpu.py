@@ -1,12 +1,12 @@
 "What only a GPU can show. Skipped without one; `bench/h100.sh` runs it."
 import numpy as np,pytest,torch
 
-from nfig.config import get_preset
-from nfig.fast import faster
-from nfig.generate import NFIGPipeline
-from nfig.sample_set import sample_set
-from nfig.tokenizer import build_tokenizer
-from nfig.transformer import NFIGTransformer
+from nfig.core.config import get_preset
+from nfig.fast.faster import faster
+from nfig.transformer.pipeline import NFIGPipeline
+from nfig.evaluate.samples import sample_set
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.transformer.model import NFIGTransformer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
@@ -41,7 +41,7 @@ def test_training_step_in_pieces_equals_the_mask():
     torch.manual_seed(0)
     t = NFIGTransformer(get_preset('tiny').transformer).cuda().eval(); c = t.config
     for b in t.blocks: torch.nn.init.normal_(b.ada[1].weight, std=.3)
-    cut = t.pieces; labels,x = torch.zeros(2,dtype=torch.int64,device='cuda'), torch.randn(2,t.ends[-1]-t.ends[0],c.latent_dim,device='cuda')
+    cut = t.chunks; labels,x = torch.zeros(2,dtype=torch.int64,device='cuda'), torch.randn(2,t.ends[-1]-t.ends[0],c.latent_dim,device='cuda')
     def grads(pieces):
-        t.pieces = pieces; t.zero_grad(); t(labels,x).square().mean().backward(); return [p.grad.clone() for p in t.blocks.parameters()]
+        t.chunks = pieces; t.zero_grad(); t(labels,x).square().mean().backward(); return [p.grad.clone() for p in t.blocks.parameters()]
     for a,b in zip(grads(()),grads(cut)): assert torch.allclose(a,b,atol=1e-4)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from nfig import hub
-from nfig.generate import NFIGPipeline
+from nfig.transformer import hub
+from nfig.transformer.pipeline import NFIGPipeline
 
 class Api:
     "What `huggingface_hub.HfApi` does, in a folder"

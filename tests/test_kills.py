@@ -10,11 +10,12 @@ nursery = r'''
 import json,os,random,sys,time,torch
 from pathlib import Path
 from torch import nn
-from nfig.checkpoints import load_state
-from nfig.config import TrainConfig,get_preset
-from nfig.data import load_data
-from nfig.train_tokenizer import train_tokenizer
-from nfig.training import EMA,Run,adamw,fit
+from nfig.core.io import load_state
+from nfig.core.config import TrainConfig,get_preset
+from nfig.data.sources import load_data
+from nfig.train.tokenizer import train_tokenizer
+from nfig.train.run import Run
+from nfig.train.loop import EMA,adamw,fit
 torch.set_num_threads(1); where = Path(sys.argv[1]); rng = random.Random(0)
 
 class Toy:                                                # large enough that saving takes about as long as the steps between

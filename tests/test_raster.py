@@ -1,12 +1,12 @@
 "The baseline of the paper's Table 5 goes through the same code. Parts and processes of the trainer are in test_distributed.py."
 import json
 
-from nfig.config import get_preset
-from nfig.data import load_data
-from nfig.generate import NFIGPipeline
-from nfig.tokenizer import FRVAE
-from nfig.train_nfig import train_nfig
-from nfig.train_tokenizer import train_tokenizer
+from nfig.core.config import get_preset
+from nfig.data.sources import load_data
+from nfig.transformer.pipeline import NFIGPipeline
+from nfig.tokenizer.frvae import FRVAE
+from nfig.train.transformer import train_nfig
+from nfig.train.tokenizer import train_tokenizer
 
 def test_raster_through_both_trainers(tmp_path):
     "Tokenizer and transformer of the raster baseline, trained, saved, loaded, sampled by the code that serves the bands"

@@ -6,7 +6,7 @@ import numpy as np,pytest
 
 root = Path(__file__).resolve().parent.parent
 
-def command(out, n): return [sys.executable,'-m','nfig.sample_set','fashion-mnist',str(out),'--n',str(n),'--batch_size','24','--part','24']
+def command(out, n): return [sys.executable,'-c','from nfig.use.sample import sample_npz; sample_npz()','fashion-mnist',str(out),'--n',str(n),'--batch_size','24','--part','24']
 
 @pytest.mark.skipif(not hasattr(signal,'SIGKILL'), reason='needs a signal that cannot be caught')
 def test_killed_and_resumed_gives_the_same_file(tmp_path):
@@ -22,8 +22,8 @@ def test_killed_and_resumed_gives_the_same_file(tmp_path):
     subprocess.run(command(tmp_path/'a.npz',72), cwd=root, check=True, capture_output=True, timeout=300)
     got = np.load(tmp_path/'a.npz')['arr_0']; about = json.loads((tmp_path/'a.json').read_text())
     assert got.shape==(72,32,32,3) and np.array_equal(got[:24],images) and about['recipe']['n']==72
-    from nfig.generate import NFIGPipeline
-    from nfig.sample_set import to_bytes
+    from nfig.transformer.pipeline import NFIGPipeline
+    from nfig.core.pixels import to_bytes
     pipe = NFIGPipeline.from_pretrained('fashion-mnist').to('cpu')   # as the command does: channels last
     assert np.array_equal(got[48:72], to_bytes(pipe([j%10 for j in range(48,72)], seed=48)))
     assert not list(tmp_path.glob('*.parts'))

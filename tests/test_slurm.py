@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest,torch
 from PIL import Image
-from nfig.cli import train_nfig
-from nfig.config import get_preset
-from nfig.generate import NFIGPipeline
-from nfig.tokenizer import build_tokenizer
-from nfig.training import Run
+from nfig.use.train import train_nfig
+from nfig.core.config import get_preset
+from nfig.transformer.pipeline import NFIGPipeline
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.train.run import Run
 
 root    = Path(__file__).resolve().parent.parent
 scripts = sorted((root/'slurm').glob('*.sh'))

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np,pytest,torch
 from PIL import Image
 
-import nfig.distributed as dist
-import nfig.shards as S
-from nfig.data import load_data,loader
-from nfig.images import from_files
-from nfig.shards import TarFiles,load_arrow,load_tar
-from nfig.streams import StreamData,hub_stream,tar_stream
+import nfig.core.distributed as dist
+import nfig.data.shards as S
+from nfig.data.sources import load_data,loader
+from nfig.data.images import from_files
+from nfig.data.shards import TarFiles,load_arrow,load_tar
+from nfig.data.streams import StreamData,hub_stream,tar_stream
 
 n,classes = 220,['cat','dog','eel']
 

@@ -2,15 +2,15 @@
 import pytest
 import torch
 
-from nfig.autoencoder import ViTDecoder
-from nfig.config import TrainConfig, get_preset
-from nfig.data import load_data
-from nfig.frequency import apply_masks
-from nfig.quantizer import build_quantizer
-from nfig.runs import Run
-from nfig.tokenizer import build_tokenizer
-from nfig.checkpoints import flatten
-from nfig.train_tokenizer import StageDropout, TokenizerTask, train_tokenizer
+from nfig.tokenizer.autoencoder import ViTDecoder
+from nfig.core.config import TrainConfig,get_preset
+from nfig.data.sources import load_data
+from nfig.bands.frequency import apply_masks
+from nfig.tokenizer.quantizer import build_quantizer
+from nfig.train.run import Run
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.core.io import flatten
+from nfig.train.tokenizer import StageDropout,TokenizerTask,train_tokenizer
 
 cpu = torch.device("cpu")
 quiet = dict(log_every=4, save_every=4, preview_every=100, progress=False)
@@ -62,7 +62,7 @@ def test_the_draw_is_that_of_the_whole_batch_whatever_the_number_of_processes(mo
     whole = drop.draw(3)
     assert set(whole.tolist()) == set(range(6))
     for rank in range(2):
-        monkeypatch.setattr("nfig.distributed.world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("nfig.core.distributed.world", lambda rank=rank: (rank, 2))
         assert torch.equal(drop.draw(3), whole[rank::2])
 
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest,torch
 
-import nfig.tokens as T
-from nfig.config import get_preset
-from nfig.data import load_data
-from nfig.tokenizer import build_tokenizer
-from nfig.tokens import CachePlan,TokenCache,cache_tokens,plan_for,shard_path,token_cache,weights_hash
+import nfig.data.tokens as T
+from nfig.core.config import get_preset
+from nfig.data.sources import load_data
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.core.io import weights_hash
+from nfig.data.tokens import CachePlan,TokenCache,cache_tokens,plan_for,shard_path,token_cache
 
 @pytest.fixture(scope='module')
 def tok(): torch.manual_seed(0); return build_tokenizer(get_preset('tiny').tokenizer).eval()
@@ -90,7 +91,7 @@ def test_files_that_were_exchanged_lost_or_changed(tok, whole, tmp_path):
     with pytest.raises(ValueError, match='tokens-00003.*changed'): spoil(lambda p: p.write_bytes(p.read_bytes()[:-1]+b'\1')).verify()
 
 def test_images_that_cannot_be_read_are_in_the_manifest(tok, tmp_path):
-    from nfig.images import from_files
+    from nfig.data.images import from_files
     from PIL import Image
     for i in range(12): Image.new('RGB',(32,32),(20*i,0,0)).save(tmp_path/f'{i:02d}.png')
     (tmp_path/'05.png').write_bytes(b'no picture'); lazy = from_files([str(tmp_path/f'{i:02d}.png') for i in range(12)], [0]*12, ['all'], 32, memory=0)

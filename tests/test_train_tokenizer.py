@@ -2,11 +2,12 @@
 from dataclasses import replace
 
 import pytest,torch
-from nfig.config import get_preset
-from nfig.data import load_data
-from nfig.tokenizer import FRVAE,build_tokenizer
-from nfig.train_tokenizer import TokenizerTask,train_tokenizer
-from nfig.training import Run,flatten
+from nfig.core.config import get_preset
+from nfig.data.sources import load_data
+from nfig.tokenizer.frvae import FRVAE,build_tokenizer
+from nfig.train.tokenizer import TokenizerTask,train_tokenizer
+from nfig.core.io import flatten
+from nfig.train.run import Run
 
 quiet = dict(log_every=4, save_every=4, preview_every=100, progress=False)
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from nfig.config import SampleConfig,presets
-from nfig.convert import quantizer_from_var,tokenizer_config,transformer_config,transformer_from_var,transformer_to_var,var_scales,vqvae_from_var,vqvae_to_var
-from nfig.generate import NFIGPipeline,generate
-from nfig.transformer import NFIGTransformer,stage_of
+from nfig.core.config import SampleConfig,presets
+from nfig.transformer.convert import quantizer_from_var,tokenizer_config,transformer_config,transformer_from_var,transformer_to_var,var_scales,vqvae_from_var,vqvae_to_var
+from nfig.transformer.pipeline import NFIGPipeline,generate
+from nfig.transformer.model import NFIGTransformer,stage_of
 
 scales = (1,2,3,4,6,8)
 fixtures = Path(__file__).parent/'fixtures'
@@ -55,7 +55,7 @@ def test_logits_and_loss(transformer):
 
 @torch.no_grad()
 def test_cached_stages(transformer):
-    g = golden('transformer'); cond,cache = transformer.condition(g['in.label']), transformer.new_cache(2)
+    g = golden('transformer'); cond,cache = transformer.embed_class(g['in.label']), transformer.new_cache(2)
     inputs = [None, *g['out.teacher_input'].split([s*s for s in scales[1:]],1)]
     close(torch.cat([transformer.stage(i,cond,x,cache) for i,x in enumerate(inputs)],1), g['out.logits'], 1e-4)
 
