@@ -4,142 +4,274 @@ stage    notebooks, as nbdev prepares them, into _proc/; the code that they expo
          with the import graph is added
 render   _proc/ -> HTML with smalldocs
 finish   the HTML to _docs/, beside it copies of the notebooks for Colab; broken internal links end it"""
-import ast,json,os,re,shutil,subprocess,sys,tempfile
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote,urlparse
+from urllib.parse import unquote, urlparse
 
 root = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(root))                                                 # the modules beside this file, not those of another checkout
-proc,out,nbs = root/'_proc',root/'_docs',root/'nbs'
+sys.path.insert(0, str(root))  # the modules beside this file, not those of another checkout
+proc = root / '_proc'
+out = root / '_docs'
+nbs = root / 'nbs'
 colab = """# On Colab: the package, and the files that the lessons read
 !git clone -q --depth 1 {git_url} && pip install -q ./nfig
 %cd nfig/{folder}"""
 
+
 def settings():
     from nbdev.config import get_config
+
     return get_config(path=root)
 
-def read(path):      return json.loads(path.read_text(encoding='utf-8'))
-def write(nb, path): path.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
-def source(cell):    return ''.join(cell['source'])
+
+def read(path):
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def write(nb, path):
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def source(cell):
+    return ''.join(cell['source'])
+
 
 # Stage
 
-def only_imports(code): return all(isinstance(n, (ast.Import,ast.ImportFrom)) for n in ast.parse(code).body)
+
+def only_imports(code):
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body)
+
 
 def defined(code):
     "What nbdev's links call the functions and classes of a cell: `name`, or `Class.method` for a patch"
     for n in ast.parse(code).body:
-        if not isinstance(n, (ast.FunctionDef,ast.ClassDef)): continue
+        if not isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+            continue
         patched = any('patch' in ast.unparse(d) for d in n.decorator_list)
         yield f'{ast.unparse(n.args.args[0].annotation)}.{n.name}' if patched else n.name
+
 
 def show_exports(nb):
     "Code that is exported becomes code like any other, behind an anchor; nbdev would put its signature in its place"
     cells = []
     for c in nb['cells']:
-        text = source(c); exported = c['cell_type']=='code' and re.search(r'^#\| *export\b.*\n', text, re.M)
+        text = source(c)
+        exported = c['cell_type'] == 'code' and re.search(r'^#\| *export\b.*\n', text, re.M)
         if exported and not only_imports(text):
             c['source'] = text = text.replace(exported[0], '', 1)
-            cells += [markdown(''.join(f'<span id="{o.lower()}"></span>' for o in names))] if (names := [*defined(text)]) else []
+            cells += (
+                [markdown(''.join(f'<span id="{o.lower()}"></span>' for o in names))]
+                if (names := [*defined(text)])
+                else []
+            )
         cells.append(c)
     nb['cells'] = cells
 
-def markdown(text): return dict(cell_type='markdown', id=f'{abs(hash(text)):x}'[:8], metadata={}, source=text)
+
+def markdown(text):
+    return dict(cell_type='markdown', id=f'{abs(hash(text)):x}'[:8], metadata={}, source=text)
+
 
 def copy_shown(folder):
     "The notebooks, with the code that they export"
-    shutil.copytree(nbs, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*','_proc'))
-    for path in folder.rglob('*.ipynb'): nb = read(path); show_exports(nb); write(nb, path)
+    shutil.copytree(nbs, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*', '_proc'))
+    for path in folder.rglob('*.ipynb'):
+        nb = read(path)
+        show_exports(nb)
+        write(nb, path)
+
 
 def text_shown(c):
     "The Markdown that a cell without visible code shows, or nothing"
-    shown = [o['data']['text/markdown'] for o in c.get('outputs',[]) if 'text/markdown' in o.get('data',{})]
-    return ''.join(shown[0]) if len(shown)==1 and re.search(r'^#\| *echo: *false', source(c), re.M) else None
+    shown = [
+        o['data']['text/markdown']
+        for o in c.get('outputs', [])
+        if 'text/markdown' in o.get('data', {})
+    ]
+    return (
+        ''.join(shown[0])
+        if len(shown) == 1 and re.search(r'^#\| *echo: *false', source(c), re.M)
+        else None
+    )
+
 
 def outside(link, folder):
     "Where a relative link of a page in `folder` leads in the repository, if it leaves nbs/; nothing if it stays"
     to = os.path.normpath(os.path.join('nbs', folder, link))
     return None if to.startswith('nbs/') else to
 
+
 def for_the_page(nb, path, cfg):
     "A staged notebook, changed in place: films instead of widgets, links to files that are not on the site, and one to Colab; computed text becomes text, so that its links follow the pages' names"
     nb['cells'] = [markdown(t) if (t := text_shown(c)) else c for c in nb['cells']]
     name = path.name
-    def link(m): return f"{m[1]}{m[2]}{cfg.git_url}/{'raw' if m[1] else 'blob'}/{cfg.branch}/{to}" if (to := outside(m[3], path.parent)) else m[0]
+
+    def link(m):
+        return (
+            f"{m[1]}{m[2]}{cfg.git_url}/{'raw' if m[1] else 'blob'}/{cfg.branch}/{to}"
+            if (to := outside(m[3], path.parent))
+            else m[0]
+        )
+
     for c in nb['cells']:
-        if c['cell_type']=='markdown': c['source'] = re.sub(r'(!?)(\[[^\]]*\]\()(\.\./[^)#\s]*)', link, source(c))
-    for o in (o for c in nb['cells'] for o in c.get('outputs',[])):
-        if 'text/html' in o.get('data',{}): o['data'].pop('application/vnd.jupyter.widget-view+json', None)
+        if c['cell_type'] == 'markdown':
+            c['source'] = re.sub(r'(!?)(\[[^\]]*\]\()(\.\./[^)#\s]*)', link, source(c))
+    for o in (o for c in nb['cells'] for o in c.get('outputs', [])):
+        if 'text/html' in o.get('data', {}):
+            o['data'].pop('application/vnd.jupyter.widget-view+json', None)
     link = f'<a class="nfig-colab" href="https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/gh-pages/colab/{name}">Open in Colab</a>'
-    nb['cells'].insert(1 if name!='index.ipynb' else 2, markdown(link if name!='index.ipynb' else growth()))
+    nb['cells'].insert(
+        1 if name != 'index.ipynb' else 2, markdown(link if name != 'index.ipynb' else growth())
+    )
+
 
 def growth():
     "For the front page: the film of an image that grows, from the stored outputs of the explorers"
-    films = [''.join(o['data']['text/html']) for c in read(nbs/'explore.ipynb')['cells'] for o in c.get('outputs',[]) if 'text/html' in o.get('data',{})]
+    films = [
+        ''.join(o['data']['text/html'])
+        for c in read(nbs / 'explore.ipynb')['cells']
+        for o in c.get('outputs', [])
+        if 'text/html' in o.get('data', {})
+    ]
     film = next(f for f in films if 'data-text="after stage 1' in f)
     return f"Move the slider, and an image grows, stage by stage: the image, what the stage added, and its spectrum. [More to play with](explore.ipynb).\n\n```{{=html}}\n{film}\n```"
+
 
 def stage():
     "Fill _proc/"
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
-    cfg = settings(); refresh_quarto_yml()
+
+    cfg = settings()
+    refresh_quarto_yml()
     with tempfile.TemporaryDirectory() as d:
-        copy_shown(Path(d)/'nbs'); proc_nbs(path=Path(d)/'nbs', force=True, n_workers=0)
-    for path in proc.rglob('*.ipynb'): nb = read(path); for_the_page(nb, path.relative_to(proc), cfg); write(nb, path)
-    (proc/'architecture.md').write_text(architecture(), encoding='utf-8')
+        copy_shown(Path(d) / 'nbs')
+        proc_nbs(path=Path(d) / 'nbs', force=True, n_workers=0)
+    for path in proc.rglob('*.ipynb'):
+        nb = read(path)
+        for_the_page(nb, path.relative_to(proc), cfg)
+        write(nb, path)
+    (proc / 'architecture.md').write_text(architecture(), encoding='utf-8')
+
 
 # The import graph, from the code
+
 
 def imports(path):
     "What a module imports from nfig, as `tokenizer.codebook` and, for names, `tokenizer.codebook.Codebook`"
     for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(n, ast.ImportFrom):
-            base = ('nfig',*path.relative_to(root/'nfig').parts[:-1])
-            full = '.'.join([*base[:len(base)-n.level+1], *filter(None,[n.module])]) if n.level else n.module
-            if (full+'.').startswith('nfig.'): yield from [full[5:], *(f'{full}.{a.name}'[5:] for a in n.names)]
-        elif isinstance(n, ast.Import): yield from (a.name[5:] for a in n.names if a.name.startswith('nfig.'))
+            base = ('nfig', *path.relative_to(root / 'nfig').parts[:-1])
+            full = (
+                '.'.join([*base[: len(base) - n.level + 1], *filter(None, [n.module])])
+                if n.level
+                else n.module
+            )
+            if (full + '.').startswith('nfig.'):
+                yield from [full[5:], *(f'{full}.{a.name}'[5:] for a in n.names)]
+        elif isinstance(n, ast.Import):
+            yield from (a.name[5:] for a in n.names if a.name.startswith('nfig.'))
 
-def modules(): return {'.'.join(p.relative_to(root/'nfig').with_suffix('').parts):p for p in sorted((root/'nfig').rglob('*.py')) if p.stem[0]!='_'}
+
+def modules():
+    return {
+        '.'.join(p.relative_to(root / 'nfig').with_suffix('').parts): p
+        for p in sorted((root / 'nfig').rglob('*.py'))
+        if p.stem[0] != '_'
+    }
+
 
 def graph():
     "{module: modules it imports}, in alphabetical order"
     names = modules()
-    return {k:sorted({o for o in imports(p) if o in names and o!=k}) for k,p in names.items()}
+    return {k: sorted({o for o in imports(p) if o in names and o != k}) for k, p in names.items()}
+
 
 def layers(g):
     "Modules in rows: each stands one row below the lowest of those it imports; ValueError on a cycle"
-    depth,left = {},dict(g)
+    depth, left = {}, dict(g)
     while left:
-        ready = [k for k,v in left.items() if all(o in depth for o in v)]
-        if not ready: raise ValueError(f"modules that import each other: {', '.join(sorted(left))}")
-        for k in ready: depth[k] = 1+max((depth[o] for o in left.pop(k)), default=-1)
-    return [[k for k in g if depth[k]==i] for i in range(max(depth.values())+1)]
+        ready = [k for k, v in left.items() if all(o in depth for o in v)]
+        if not ready:
+            raise ValueError(f"modules that import each other: {', '.join(sorted(left))}")
+        for k in ready:
+            depth[k] = 1 + max((depth[o] for o in left.pop(k)), default=-1)
+    return [[k for k in g if depth[k] == i] for i in range(max(depth.values()) + 1)]
+
 
 def direct(g):
     "The graph without the arrows that follow from others"
+
     def below(k, seen):
         for o in g[k]:
-            if o not in seen: seen.add(o); below(o, seen)
+            if o not in seen:
+                seen.add(o)
+                below(o, seen)
         return seen
-    return {k:[o for o in v if not any(o in below(p,set()) for p in v if p!=o)] for k,v in g.items()}
+
+    return {
+        k: [o for o in v if not any(o in below(p, set()) for p in v if p != o)]
+        for k, v in g.items()
+    }
+
 
 def drawing(g, pages, wide=158, high=64):
     "The graph as SVG: boxes are links, lines lead up to what is imported"
-    rows = layers(g); width = wide*max(map(len,rows)); height = high*len(rows)
-    at = {k:((i+.5)*width/len(row), (j+.5)*high) for j,row in enumerate(rows) for i,k in enumerate(row)}
-    lines = [f'<path d="M{at[k][0]:.0f} {at[k][1]-13:.0f} C{at[k][0]:.0f} {at[k][1]-42:.0f} {at[o][0]:.0f} {at[o][1]+42:.0f} {at[o][0]:.0f} {at[o][1]+13:.0f}"/>' for k,v in direct(g).items() for o in v]
-    boxes = [f'<a href="{pages[k]}"><title>{k} imports {", ".join(g[k]) or "nothing of nfig"}</title><rect x="{x-74:.0f}" y="{y-13:.0f}" width="148" height="26" rx="5"/><text x="{x:.0f}" y="{y+4:.0f}">{k}</text></a>' for k,(x,y) in at.items()]
+    rows = layers(g)
+    width = wide * max(map(len, rows))
+    height = high * len(rows)
+    at = {
+        k: ((i + 0.5) * width / len(row), (j + 0.5) * high)
+        for j, row in enumerate(rows)
+        for i, k in enumerate(row)
+    }
+    lines = [
+        f'<path d="M{at[k][0]:.0f} {at[k][1] - 13:.0f} C{at[k][0]:.0f} {at[k][1] - 42:.0f} {at[o][0]:.0f} {at[o][1] + 42:.0f} {at[o][0]:.0f} {at[o][1] + 13:.0f}"/>'
+        for k, v in direct(g).items()
+        for o in v
+    ]
+    boxes = [
+        f'<a href="{pages[k]}"><title>{k} imports {", ".join(g[k]) or "nothing of nfig"}</title><rect x="{x - 74:.0f}" y="{y - 13:.0f}" width="148" height="26" rx="5"/><text x="{x:.0f}" y="{y + 4:.0f}">{k}</text></a>'
+        for k, (x, y) in at.items()
+    ]
     return f'<svg class="nfig-graph" viewBox="0 0 {width} {height}" role="img" aria-label="import graph of the package">{"".join(lines)}{"".join(boxes)}</svg>'
+
 
 def architecture():
     "The page: the graph and a table, from the modules as they are"
-    g = graph(); pages = {m[1]:p.relative_to(nbs).as_posix() for p in lessons() if (m := re.search(r'#\| *default_exp ([\w.]+)', p.read_text(encoding='utf-8')))}
-    says = {k:(ast.get_docstring(ast.parse(modules()[k].read_text(encoding='utf-8'))) or '').split('\n')[0] for k in g}
-    page = drawing(g, {k:(Path(v).parent/output_name(proc/v)).as_posix() for k,v in pages.items() if (proc/v).exists()})
-    rows = '\n'.join(f'| [{k}]({pages[k]}) | {says[k]} | {", ".join(v) or "–"} |' for k,v in g.items())
+    g = graph()
+    pages = {
+        m[1]: p.relative_to(nbs).as_posix()
+        for p in lessons()
+        if (m := re.search(r'#\| *default_exp ([\w.]+)', p.read_text(encoding='utf-8')))
+    }
+    says = {
+        k: (ast.get_docstring(ast.parse(modules()[k].read_text(encoding='utf-8'))) or '').split(
+            '\n'
+        )[0]
+        for k in g
+    }
+    page = drawing(
+        g,
+        {
+            k: (Path(v).parent / output_name(proc / v)).as_posix()
+            for k, v in pages.items()
+            if (proc / v).exists()
+        },
+    )
+    rows = '\n'.join(
+        f'| [{k}]({pages[k]}) | {says[k]} | {", ".join(v) or "–"} |' for k, v in g.items()
+    )
     return f"""---
 title: Architecture
 description: Which module imports which, read from the code when this page was built.
@@ -157,64 +289,137 @@ first row needs nothing else of `nfig`. A line leads up to what a module imports
 {rows}
 """
 
+
 # Render and finish
+
 
 def output_name(path):
     "The name of the HTML page of a staged notebook"
-    m = re.search(r'^output-file: *(\S+)', source(read(path)['cells'][0]), re.M) if path.suffix=='.ipynb' else None
+    m = (
+        re.search(r'^output-file: *(\S+)', source(read(path)['cells'][0]), re.M)
+        if path.suffix == '.ipynb'
+        else None
+    )
     return m[1] if m else path.with_suffix('.html').name
+
 
 def rename_staged():
     "smalldocs names a page after its file: give each staged notebook the name of its page, in links and sidebar too"
-    new = {p.name:output_name(p).replace('.html','.ipynb') for p in proc.rglob('*.ipynb')}
-    pattern = re.compile(r'(?<![\w.])('+'|'.join(map(re.escape, sorted(new, key=len, reverse=True)))+r')(?=[)#\s"]|$)', re.M)
-    for p in [*proc.rglob('*.ipynb'), proc/'sidebar.yml', proc/'architecture.md']:
-        if p.suffix!='.ipynb': p.write_text(pattern.sub(lambda m: new[m[1]], p.read_text(encoding='utf-8')), encoding='utf-8'); continue
+    new = {p.name: output_name(p).replace('.html', '.ipynb') for p in proc.rglob('*.ipynb')}
+    pattern = re.compile(
+        r'(?<![\w.])('
+        + '|'.join(map(re.escape, sorted(new, key=len, reverse=True)))
+        + r')(?=[)#\s"]|$)',
+        re.M,
+    )
+    for p in [*proc.rglob('*.ipynb'), proc / 'sidebar.yml', proc / 'architecture.md']:
+        if p.suffix != '.ipynb':
+            p.write_text(
+                pattern.sub(lambda m: new[m[1]], p.read_text(encoding='utf-8')), encoding='utf-8'
+            )
+            continue
         nb = read(p)
         for c in nb['cells']:
-            if c['cell_type']=='markdown': c['source'] = pattern.sub(lambda m: new[m[1]], source(c))
-            elif c['cell_type']=='raw': c['source'] = re.sub(r'^output-file:.*\n', '', source(c), flags=re.M)
-        p.unlink(); write(nb, p.with_name(new[p.name]))
+            if c['cell_type'] == 'markdown':
+                c['source'] = pattern.sub(lambda m: new[m[1]], source(c))
+            elif c['cell_type'] == 'raw':
+                c['source'] = re.sub(r'^output-file:.*\n', '', source(c), flags=re.M)
+        p.unlink()
+        write(nb, p.with_name(new[p.name]))
+
 
 def render():
     "HTML without Quarto"
     from smalldocs.site import build
-    rename_staged(); build(str(proc), quiet=True)
+
+    rename_staged()
+    build(str(proc), quiet=True)
+
 
 def lessons():
     "The notebooks of the site"
-    return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
+    return sorted(
+        p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts)
+    )
+
 
 def for_colab(nb, git_url, folder):
     "A notebook with a first cell that installs the package and goes to the notebook's folder"
-    first = dict(cell_type='code', id='colab', metadata={}, execution_count=None, outputs=[], source=colab.format(git_url=git_url, folder=folder.as_posix()))
+    first = dict(
+        cell_type='code',
+        id='colab',
+        metadata={},
+        execution_count=None,
+        outputs=[],
+        source=colab.format(git_url=git_url, folder=folder.as_posix()),
+    )
     return nb | dict(cells=[first, *nb['cells']])
+
 
 def finish():
     "The site in _docs/; exits with the broken links, if there are any"
-    shutil.rmtree(out, ignore_errors=True); shutil.move(str(proc/'_docs'), out)
-    (out/'colab').mkdir(); (out/'.nojekyll').touch()
-    for p in lessons(): write(for_colab(read(p), settings().git_url, p.parent.relative_to(root)), out/'colab'/p.name)
-    if (broken := broken_links(out, settings().doc_host+settings().doc_baseurl)): sys.exit('broken links:\n'+'\n'.join(broken))
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(str(proc / '_docs'), out)
+    (out / 'colab').mkdir()
+    (out / '.nojekyll').touch()
+    for p in lessons():
+        write(
+            for_colab(read(p), settings().git_url, p.parent.relative_to(root)),
+            out / 'colab' / p.name,
+        )
+    if broken := broken_links(out, settings().doc_host + settings().doc_baseurl):
+        sys.exit('broken links:\n' + '\n'.join(broken))
+
 
 class Links(HTMLParser):
     "Links and anchors of a page"
-    def __init__(self, text): super().__init__(); self.links,self.ids = [],set(); self.feed(text)
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(text)
+
     def handle_starttag(self, tag, attrs):
-        a = dict(attrs); self.ids |= {a[k] for k in ('id','name') if a.get(k)}
-        self.links += [a[k] for k in ('href','src') if a.get(k) and tag not in ('base',)]
+        a = dict(attrs)
+        self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
+        self.links += [a[k] for k in ('href', 'src') if a.get(k) and tag not in ('base',)]
+
 
 def broken_links(site, home):
     "Links of a built site that lead to no file or anchor of it; addresses below `home` count as internal"
-    pages = {p.resolve():Links(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html'))}
-    def missing(page, link):
-        if link.startswith(home): link = '/'+link[len(home):].lstrip('/')
-        url = urlparse(link)
-        if url.scheme or url.netloc or not link.strip('#'): return False
-        to = ((site if url.path.startswith('/') else page.parent)/unquote(url.path).lstrip('/')).resolve() if url.path else page
-        if to.is_dir(): to = to/'index.html'
-        return not to.exists() or site.resolve() not in to.resolve().parents or bool(url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids)
-    return [f'{p.relative_to(site.resolve())}: {l}' for p,o in pages.items() for l in dict.fromkeys(o.links) if missing(p,l)]
+    pages = {
+        p.resolve(): Links(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html'))
+    }
 
-if __name__=='__main__':
-    for step in sys.argv[1:] or ['stage','render','finish']: dict(stage=stage, render=render, finish=finish)[step]()
+    def missing(page, link):
+        if link.startswith(home):
+            link = '/' + link[len(home) :].lstrip('/')
+        url = urlparse(link)
+        if url.scheme or url.netloc or not link.strip('#'):
+            return False
+        to = (
+            (
+                (site if url.path.startswith('/') else page.parent) / unquote(url.path).lstrip('/')
+            ).resolve()
+            if url.path
+            else page
+        )
+        if to.is_dir():
+            to = to / 'index.html'
+        return (
+            not to.exists()
+            or site.resolve() not in to.resolve().parents
+            or bool(url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids)
+        )
+
+    return [
+        f'{p.relative_to(site.resolve())}: {l}'
+        for p, o in pages.items()
+        for l in dict.fromkeys(o.links)
+        if missing(p, l)
+    ]
+
+
+if __name__ == '__main__':
+    for step in sys.argv[1:] or ['stage', 'render', 'finish']:
+        dict(stage=stage, render=render, finish=finish)[step]()

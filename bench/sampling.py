@@ -1,6 +1,11 @@
 "Guidance, truncation and previews, in operations and in seconds."
-import copy,json,sys,time,torch
-from datetime import datetime,timezone
+
+import copy
+import json
+import sys
+import time
+import torch
+from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
 from statistics import median
@@ -10,47 +15,85 @@ from nfig.core.record import machine
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline
-from bench.generate import bench_experiment,count_flops
+from bench.generate import bench_experiment, count_flops
 
-options = { # name -> what the call says
-    'paper':       {},
-    'coarse':      dict(schedule='coarse'),
-    'no guidance': dict(cfg_scale=0.),
-    'top_p 0.95':  dict(top_k=0, top_p=.95),
-    **{f'preview {k}':dict(stages=k) for k in (4,6,8)},
+options = {  # name -> what the call says
+    'paper': {},
+    'coarse': dict(schedule='coarse'),
+    'no guidance': dict(cfg_scale=0.0),
+    'top_p 0.95': dict(top_k=0, top_p=0.95),
+    **{f'preview {k}': dict(stages=k) for k in (4, 6, 8)},
 }
 
-def build_pipeline(preset:str # a key of `config.presets`
-)->NFIGPipeline: # random weights
-    "A pipeline of a preset's size, with VAR's CNN as the decoder if the preset has another"
-    e = bench_experiment(preset); torch.manual_seed(0)
-    return NFIGPipeline(build_tokenizer(e.tokenizer), NFIGTransformer(e.transformer), sample=e.sample).to('cpu', torch.float32)
 
-def measure_options(pipe:NFIGPipeline, # any size
-    options:dict, # name -> what the call says; shares are of the first one
-    repeats:int=2, # rounds
-)->list: # of dicts, ready for JSON
+def build_pipeline(
+    preset: str,  # a key of `config.presets`
+) -> NFIGPipeline:  # random weights
+    "A pipeline of a preset's size, with VAR's CNN as the decoder if the preset has another"
+    e = bench_experiment(preset)
+    torch.manual_seed(0)
+    return NFIGPipeline(
+        build_tokenizer(e.tokenizer), NFIGTransformer(e.transformer), sample=e.sample
+    ).to('cpu', torch.float32)
+
+
+def measure_options(
+    pipe: NFIGPipeline,  # any size
+    options: dict,  # name -> what the call says; shares are of the first one
+    repeats: int = 2,  # rounds
+) -> list:  # of dicts, ready for JSON
     "Operations and processor seconds of one image with each option: counted on tensors without memory, timed in turn"
-    shadow = copy.deepcopy(pipe).to('meta'); flops = {name:count_flops(lambda: shadow([0],**kw)) for name,kw in options.items()}
-    times = {name:[] for name in options}; first = next(iter(options)); pipe([0], **options[first])     # once untimed
-    for name in [*options]*repeats:
-        t = time.process_time(); pipe([0], **options[name]); times[name].append(time.process_time()-t)
-    return [dict(option=n, settings=kw, gflop=round(flops[n]/1e9,3), seconds=round(median(times[n]),3), share_gflop=round(flops[n]/flops[first],3),
-                 share_seconds=round(median(times[n])/median(times[first]),3), times=[round(t,3) for t in times[n]]) for n,kw in options.items()]
+    shadow = copy.deepcopy(pipe).to('meta')
+    flops = {name: count_flops(lambda: shadow([0], **kw)) for name, kw in options.items()}
+    times = {name: [] for name in options}
+    first = next(iter(options))
+    pipe([0], **options[first])  # once untimed
+    for name in [*options] * repeats:
+        t = time.process_time()
+        pipe([0], **options[name])
+        times[name].append(time.process_time() - t)
+    return [
+        dict(
+            option=n,
+            settings=kw,
+            gflop=round(flops[n] / 1e9, 3),
+            seconds=round(median(times[n]), 3),
+            share_gflop=round(flops[n] / flops[first], 3),
+            share_seconds=round(median(times[n]) / median(times[first]), 3),
+            times=[round(t, 3) for t in times[n]],
+        )
+        for n, kw in options.items()
+    ]
+
 
 @call_parse
 def sampling_cost(
-    preset:str='nfig_d16', # a row of nfig.core.config.presets
-    only:str='', # options between commas; all of them if empty
-    repeats:int=2, # rounds
-    threads:int=1, # processor threads; with one, the processor's seconds do not depend on what else the machine does
-    out:str='results', # folder for sampling_cost_<preset>.json
+    preset: str = 'nfig_d16',  # a row of nfig.core.config.presets
+    only: str = '',  # options between commas; all of them if empty
+    repeats: int = 2,  # rounds
+    threads: int = 1,  # processor threads; with one, the processor's seconds do not depend on what else the machine does
+    out: str = 'results',  # folder for sampling_cost_<preset>.json
 ):
     "Measure what each sampling option costs, as a share of a full image"
-    chosen = {o:options[o] for o in only.split(',')} if only else options; e = get_preset(preset)
+    chosen = {o: options[o] for o in only.split(',')} if only else options
+    e = get_preset(preset)
     torch.set_num_threads(threads)
-    about = dict(command=' '.join(['python -m bench.sampling',*sys.argv[1:]]), date=datetime.now(timezone.utc).isoformat(timespec='seconds'), **machine())
+    about = dict(
+        command=' '.join(['python -m bench.sampling', *sys.argv[1:]]),
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        **machine(),
+    )
     rows = measure_options(build_pipeline(preset), chosen, repeats)
-    found = dict(about=about, preset=preset, steps=len(e.transformer.grids), tokens=e.tokenizer.tokens, options=rows)
-    with replacing(Path(out)/f'sampling_cost_{preset}.json') as tmp: tmp.write_text(json.dumps(found, indent=1)+'\n')
-    for r in rows: print(f"{r['option']:12} {r['gflop']:8.1f} GFLOP {r['share_gflop']:6.1%}  {r['seconds']:7.2f} s {r['share_seconds']:6.1%}")
+    found = dict(
+        about=about,
+        preset=preset,
+        steps=len(e.transformer.grids),
+        tokens=e.tokenizer.tokens,
+        options=rows,
+    )
+    with replacing(Path(out) / f'sampling_cost_{preset}.json') as tmp:
+        tmp.write_text(json.dumps(found, indent=1) + '\n')
+    for r in rows:
+        print(
+            f"{r['option']:12} {r['gflop']:8.1f} GFLOP {r['share_gflop']:6.1%}  {r['seconds']:7.2f} s {r['share_seconds']:6.1%}"
+        )

@@ -6,6 +6,7 @@
 writes `data/emoji/train.parquet` and `data/emoji/test.parquet`, which every command of nfig reads. An
 emoji and all its skin tones are either in one or in the other, so that none is learnt by heart.
 """
+
 import argparse
 import hashlib
 import io
@@ -93,7 +94,12 @@ def schema():
     kinds |= {k: dict(dtype="string", _type="Value") for k in ("emoji", "tone")}
     about = {"huggingface": json.dumps(dict(info=dict(features=kinds)))}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    columns = [("image", image), ("label", pa.int64()), ("emoji", pa.string()), ("tone", pa.string())]
+    columns = [
+        ("image", image),
+        ("label", pa.int64()),
+        ("emoji", pa.string()),
+        ("tone", pa.string()),
+    ]
     return pa.schema(columns, metadata=about)
 
 

@@ -1,26 +1,55 @@
 "The benchmark as a command: what it prints and what it keeps. No test asserts a time."
-import json,subprocess,sys
+
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 
+
 def run(tmp_path, *args):
     "`python -m bench.generate` in a process of its own"
-    return subprocess.run([sys.executable,'-m','bench.generate','--out',str(tmp_path/'results'),*args], cwd=root, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, '-m', 'bench.generate', '--out', str(tmp_path / 'results'), *args],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
 
 def test_table_and_json(tmp_path):
-    p = run(tmp_path, '--preset','tiny','--repeats','2','--full','--threads','1','--batches','1,2')
-    assert p.returncode==0, p.stderr
-    saved = json.loads((tmp_path/'results'/'bench_cpu.json').read_text())
-    assert (saved['preset'],saved['threads']) == ('tiny',1) and '--full' in saved['command']
-    assert set(saved['peak'])=={'fp32','bf16'} and saved['date'] and saved['torch']
-    rows = {(r['part'],r['dtype'],r['batch']):r for r in saved['rows']}
-    assert len(rows)==len(saved['rows'])>=22 and {b for _,_,b in rows if b<3}=={1,2}
-    for (part,dtype,batch),r in rows.items():
-        assert r['gflop']>0 and r['memory_gib']>=0 and len(r['times'])>=2, r
+    p = run(
+        tmp_path,
+        '--preset',
+        'tiny',
+        '--repeats',
+        '2',
+        '--full',
+        '--threads',
+        '1',
+        '--batches',
+        '1,2',
+    )
+    assert p.returncode == 0, p.stderr
+    saved = json.loads((tmp_path / 'results' / 'bench_cpu.json').read_text())
+    assert (saved['preset'], saved['threads']) == ('tiny', 1) and '--full' in saved['command']
+    assert set(saved['peak']) == {'fp32', 'bf16'} and saved['date'] and saved['torch']
+    rows = {(r['part'], r['dtype'], r['batch']): r for r in saved['rows']}
+    assert len(rows) == len(saved['rows']) >= 22 and {b for _, _, b in rows if b < 3} == {1, 2}
+    for (part, dtype, batch), r in rows.items():
+        assert r['gflop'] > 0 and r['memory_gib'] >= 0 and len(r['times']) >= 2, r
         assert f'{part:<22}{dtype:<6}{batch:>5}' in p.stdout
-        assert abs(r['gflop']/rows[part,'fp32',batch]['gflop']-1) < .05   # the work does not depend on the precision, but for how attention goes backward
+        assert (
+            abs(r['gflop'] / rows[part, 'fp32', batch]['gflop'] - 1) < 0.05
+        )  # the work does not depend on the precision, but for how attention goes backward
+
 
 def test_unknown_preset_is_named(tmp_path):
-    p = run(tmp_path, '--preset','tinny')
-    assert p.returncode!=0 and "Did you mean 'tiny'?" in p.stderr and not (tmp_path/'results').exists()
+    p = run(tmp_path, '--preset', 'tinny')
+    assert (
+        p.returncode != 0
+        and "Did you mean 'tiny'?" in p.stderr
+        and not (tmp_path / 'results').exists()
+    )

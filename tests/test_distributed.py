@@ -1,10 +1,17 @@
 """One process and two: the same run. Processors connected by Gloo; GPUs take the same path through NCCL. One start of `torchrun` does all that
 goes well, one each what does not, since most of the time goes into starting."""
-import json,os,signal,subprocess,sys,time
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest,torch
+import pytest
+import torch
 from nfig.core.config import get_preset
 from nfig.data.sources import load_data
 from nfig.transformer.pipeline import NFIGPipeline
@@ -13,19 +20,42 @@ from nfig.train.transformer import train_nfig
 from nfig.train.tokenizer import train_tokenizer
 from nfig.train.run import Run
 
+
 def torchrun(folder, program, *args, n=2):
     "A program run by `n` processes"
-    (folder/'program.py').write_text(program)
-    return subprocess.run([sys.executable,'-m','torch.distributed.run','--standalone','--nproc-per-node',str(n),'program.py',*args], cwd=folder,
-                          capture_output=True, text=True, timeout=300, env=dict(os.environ,OMP_NUM_THREADS='1'))
+    (folder / 'program.py').write_text(program)
+    return subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node',
+            str(n),
+            'program.py',
+            *args,
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+    )
+
 
 # What goes well
 
 every = dict(log_every=1, save_every=4, preview_every=8, progress=False, device='cpu')
-short = dict(steps=8, batch_size=16, warmup=.5, lr=1e-3, amp=False)
-fitted   = get_preset('tiny', tokenizer=dict(gains=True, division='energy'), train_tokenizer=short|dict(accumulate=2, crop=.8))      # flips, crops, parts, gains, fitted bands
-critical = get_preset('tiny', train_tokenizer=short|dict(gan=.5, gan_start=.2, lecam=.01))
-drawn    = get_preset('tiny', train=short|dict(accumulate=2), transformer=dict(label_drop=0., drop_path=0.))                         # noise falls differently on shares
+short = dict(steps=8, batch_size=16, warmup=0.5, lr=1e-3, amp=False)
+fitted = get_preset(
+    'tiny',
+    tokenizer=dict(gains=True, division='energy'),
+    train_tokenizer=short | dict(accumulate=2, crop=0.8),
+)  # flips, crops, parts, gains, fitted bands
+critical = get_preset('tiny', train_tokenizer=short | dict(gan=0.5, gan_start=0.2, lecam=0.01))
+drawn = get_preset(
+    'tiny', train=short | dict(accumulate=2), transformer=dict(label_drop=0.0, drop_path=0.0)
+)  # noise falls differently on shares
 
 program = '''
 import os,signal,sys
@@ -56,55 +86,110 @@ try: train_nfig(drawn, tok, data, 'warned', **every)
 except SystemExit as e: print('CODE', e.code)
 '''
 
+
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     "What two processes leave behind"
-    folder = tmp_path_factory.mktemp('two'); res = torchrun(folder, program, str(Path(__file__).parent))
-    assert res.returncode==0, res.stderr[-3000:]
-    return folder,res.stdout+res.stderr
+    folder = tmp_path_factory.mktemp('two')
+    res = torchrun(folder, program, str(Path(__file__).parent))
+    assert res.returncode == 0, res.stderr[-3000:]
+    return folder, res.stdout + res.stderr
+
 
 @pytest.fixture(scope='module')
-def data(): return load_data('fashion-mnist-5k').subset(range(400))
+def data():
+    return load_data('fashion-mnist-5k').subset(range(400))
 
-def log(folder): return Run(folder).metrics()
+
+def log(folder):
+    return Run(folder).metrics()
+
 
 def same(a, b, eps=1e-5):
-    assert len(a)==len(b)
-    for m,n in zip(a,b):
-        assert set(m)==set(n)
-        for k in set(m)-{'images_per_second','seconds','psnr'}: assert torch.allclose(torch.tensor(m[k],dtype=torch.float64), torch.tensor(n[k],dtype=torch.float64), rtol=eps, atol=eps), (m['step'],k,m[k],n[k])
+    assert len(a) == len(b)
+    for m, n in zip(a, b):
+        assert set(m) == set(n)
+        for k in set(m) - {'images_per_second', 'seconds', 'psnr'}:
+            assert torch.allclose(
+                torch.tensor(m[k], dtype=torch.float64),
+                torch.tensor(n[k], dtype=torch.float64),
+                rtol=eps,
+                atol=eps,
+            ), (m['step'], k, m[k], n[k])
 
-def near(a, b): # where a gradient is next to nothing, AdamW follows its rounding
-    return sum((v-w).square().sum() for v,w in zip(a.parameters(),b.parameters()))/sum(v.square().sum() for v in a.parameters())<1e-5
+
+def near(a, b):  # where a gradient is next to nothing, AdamW follows its rounding
+    return (
+        sum((v - w).square().sum() for v, w in zip(a.parameters(), b.parameters()))
+        / sum(v.square().sum() for v in a.parameters())
+        < 1e-5
+    )
+
 
 def test_tokenizer_by_two_is_that_of_one(two, data):
     "The log of two processes is that of one, number by number: codebook statistics and fitted bands included"
-    folder,_ = two; tok = train_tokenizer(fitted, data, folder/'fitted1', **every); other = FRVAE.from_pretrained(folder/'fitted2'/'tokenizer')
-    same(log(folder/'fitted1'), log(folder/'fitted2')); assert tok.config.edges==pytest.approx(other.config.edges) and near(tok, other)
-    starts = [json.loads((folder/f'fitted{n}'/'starts.jsonl').read_text())['processes'] for n in (1,2)]
-    assert starts==[1,2] and len(list((folder/'fitted2'/'samples').iterdir()))==1
+    folder, _ = two
+    tok = train_tokenizer(fitted, data, folder / 'fitted1', **every)
+    other = FRVAE.from_pretrained(folder / 'fitted2' / 'tokenizer')
+    same(log(folder / 'fitted1'), log(folder / 'fitted2'))
+    assert tok.config.edges == pytest.approx(other.config.edges) and near(tok, other)
+    starts = [
+        json.loads((folder / f'fitted{n}' / 'starts.jsonl').read_text())['processes']
+        for n in (1, 2)
+    ]
+    assert starts == [1, 2] and len(list((folder / 'fitted2' / 'samples').iterdir())) == 1
+
 
 def test_critic_by_two_resumed_by_two_and_by_one(two, data):
-    folder,_ = two; same(log(folder/'whole2'), log(folder/'critical2'))
-    train_tokenizer(critical, data, folder/'critical', **every); one = log(folder/'critical')    # the critic's noise falls differently on shares
-    same(log(folder/'whole2')[:4], one[:4]); assert len(one)==8
+    folder, _ = two
+    same(log(folder / 'whole2'), log(folder / 'critical2'))
+    train_tokenizer(critical, data, folder / 'critical', **every)
+    one = log(folder / 'critical')  # the critic's noise falls differently on shares
+    same(log(folder / 'whole2')[:4], one[:4])
+    assert len(one) == 8
 
-@pytest.mark.parametrize('way', ['copies','shards'])
+
+@pytest.mark.parametrize('way', ['copies', 'shards'])
 def test_transformer_by_two_is_that_of_one(two, data, way):
-    folder,_ = two
-    if not (folder/'one').exists(): train_nfig(drawn, FRVAE.from_pretrained(folder/'critical2'/'tokenizer'), data, folder/'one', val=data, **every)
-    same(log(folder/'one'), log(folder/way)); a,b = (NFIGPipeline.from_pretrained(folder/o/'pipeline').transformer for o in ('one',way))
+    folder, _ = two
+    if not (folder / 'one').exists():
+        train_nfig(
+            drawn,
+            FRVAE.from_pretrained(folder / 'critical2' / 'tokenizer'),
+            data,
+            folder / 'one',
+            val=data,
+            **every,
+        )
+    same(log(folder / 'one'), log(folder / way))
+    a, b = (NFIGPipeline.from_pretrained(folder / o / 'pipeline').transformer for o in ('one', way))
     assert near(a, b)
 
-def test_shards_of_two_resumed_by_one(two, data):
-    folder,_ = two; train_nfig(drawn, FRVAE.from_pretrained(folder/'critical2'/'tokenizer'), data, folder/'shards1', **every)
-    same([m for m in log(folder/'shards') if 'loss' in m], log(folder/'shards1'))
 
-def test_batch_that_cannot_be_shared(two): assert 'cannot be split into 10 equal parts (2 processes, accumulate 5)' in two[1]
+def test_shards_of_two_resumed_by_one(two, data):
+    folder, _ = two
+    train_nfig(
+        drawn,
+        FRVAE.from_pretrained(folder / 'critical2' / 'tokenizer'),
+        data,
+        folder / 'shards1',
+        **every,
+    )
+    same([m for m in log(folder / 'shards') if 'loss' in m], log(folder / 'shards1'))
+
+
+def test_batch_that_cannot_be_shared(two):
+    assert 'cannot be split into 10 equal parts (2 processes, accumulate 5)' in two[1]
+
 
 def test_signal_to_one_of_two(two):
-    folder,said = two; assert said.count('CODE 75')==2 and 'asked to stop: saved after step 3; the same command continues from there' in said
-    assert [p.stem for p in Run(folder/'warned').checkpoints()]==['step_00000003']
+    folder, said = two
+    assert (
+        said.count('CODE 75') == 2
+        and 'asked to stop: saved after step 3; the same command continues from there' in said
+    )
+    assert [p.stem for p in Run(folder / 'warned').checkpoints()] == ['step_00000003']
+
 
 # What does not
 
@@ -125,10 +210,14 @@ def main(): init_distributed('cpu'); fit(Task(), Run('run'), total=100_000, batc
 main()
 '''
 
-@pytest.mark.parametrize('how,named', [('raises','ValueError: picture 17 is a sonata'), ('is killed','SIGKILL')])
+
+@pytest.mark.parametrize(
+    'how,named', [('raises', 'ValueError: picture 17 is a sonata'), ('is killed', 'SIGKILL')]
+)
 def test_a_process_that_dies_ends_the_run(tmp_path, how, named):
     "In seconds, with the process and its error named"
-    began = time.monotonic(); res = torchrun(tmp_path, dies, 'raises' if how=='raises' else 'killed')
-    assert res.returncode and time.monotonic()-began<120, res.stderr[-3000:]
+    began = time.monotonic()
+    res = torchrun(tmp_path, dies, 'raises' if how == 'raises' else 'killed')
+    assert res.returncode and time.monotonic() - began < 120, res.stderr[-3000:]
     assert named in res.stderr and '(local_rank: 1)' in res.stderr, res.stderr[-5000:]
-    assert [p.stem for p in Run(tmp_path/'run').checkpoints()]==['step_00000002']
+    assert [p.stem for p in Run(tmp_path / 'run').checkpoints()] == ['step_00000002']

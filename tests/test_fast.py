@@ -1,4 +1,5 @@
 """Winograd's way gives the numbers of the plain way: against VAR's own code, in every mode that inference runs in."""
+
 from copy import deepcopy
 
 import pytest
@@ -7,50 +8,83 @@ import torch
 import nfig.fast.winograd as winograd
 from nfig.core.config import get_preset
 from nfig.tokenizer.frvae import build_tokenizer
-from nfig.fast.winograd import FastResBlock,fast
+from nfig.fast.winograd import FastResBlock, fast
 from test_var_parity import close, golden, grids, part, same_tokens, scales, vqvae
+
 
 def everywhere(x, channels):
     "`suits` for networks that are too small to gain"
-    return not torch.is_grad_enabled() and x.shape[-1]%4==0 and x.shape[-2]%4==0
+    return not torch.is_grad_enabled() and x.shape[-1] % 4 == 0 and x.shape[-2] % 4 == 0
 
-def blocks(model): return [m for m in model.modules() if isinstance(m,FastResBlock)]
+
+def blocks(model):
+    return [m for m in model.modules() if isinstance(m, FastResBlock)]
+
 
 @torch.no_grad()
 def test_golden(vqvae, monkeypatch):
     monkeypatch.setattr(winograd, 'suits', everywhere)
-    g = golden('vqvae'); quick = fast(vqvae); tokens = quick.encode(g['in.img'])
+    g = golden('vqvae')
+    quick = fast(vqvae)
+    tokens = quick.encode(g['in.img'])
     close(quick.latent(g['in.img']), g['out.f'], 1e-4)
-    same_tokens(tokens, grids('vqvae','out.idx'))
+    same_tokens(tokens, grids('vqvae', 'out.idx'))
     close(quick.decode(tokens), g['out.rec'], 1e-4)
-    assert all('kernels' in vars(m) for m in blocks(quick)) and len(blocks(quick))>10   # it was Winograd who did it
+    assert (
+        all('kernels' in vars(m) for m in blocks(quick)) and len(blocks(quick)) > 10
+    )  # it was Winograd who did it
+
 
 @pytest.fixture(scope='module')
 def wide():
     torch.manual_seed(0)
-    return build_tokenizer(get_preset('small', tokenizer=dict(width=64, multipliers=(1,2,2))).tokenizer).eval()
+    return build_tokenizer(
+        get_preset('small', tokenizer=dict(width=64, multipliers=(1, 2, 2))).tokenizer
+    ).eval()
+
 
 def test_modes_agree(wide):
     "Training code, no_grad and inference mode in turn on one copy: the shared memory must serve all of them"
-    x = torch.rand(3,3,32,32)*2-1; quick = fast(wide); want = wide.latent(x)
+    x = torch.rand(3, 3, 32, 32) * 2 - 1
+    quick = fast(wide)
+    want = wide.latent(x)
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode):
-        with mode(): got = quick.latent(x)
-        assert (got-want).abs().max()<1e-5 and got.requires_grad==(mode is torch.enable_grad)
+        with mode():
+            got = quick.latent(x)
+        assert (got - want).abs().max() < 1e-5 and got.requires_grad == (mode is torch.enable_grad)
+
 
 @torch.no_grad()
 def test_company_changes_nothing(wide):
     "An image alone and in a batch, and the input itself is left as it was"
-    x = torch.rand(70,3,32,32)*2-1; before = x.clone(); quick = fast(wide); f = quick.latent(x)
+    x = torch.rand(70, 3, 32, 32) * 2 - 1
+    before = x.clone()
+    quick = fast(wide)
+    f = quick.latent(x)
     assert torch.equal(x, before)
-    for i in (0,40,69): close(quick.latent(x[i:i+1]), f[i:i+1], 1e-5)
+    for i in (0, 40, 69):
+        close(quick.latent(x[i : i + 1]), f[i : i + 1], 1e-5)
+
 
 def test_weights_are_shared_and_the_original_is_untouched(wide):
-    before = {k:v.clone() for k,v in wide.state_dict().items()}; quick = fast(wide)
-    assert {id(p) for p in quick.parameters()}=={id(p) for p in wide.parameters()} and not blocks(wide) and blocks(quick)
-    assert list(wide.state_dict())==list(before) and all(torch.equal(v,before[k]) for k,v in wide.state_dict().items())
+    before = {k: v.clone() for k, v in wide.state_dict().items()}
+    quick = fast(wide)
+    assert (
+        {id(p) for p in quick.parameters()} == {id(p) for p in wide.parameters()}
+        and not blocks(wide)
+        and blocks(quick)
+    )
+    assert list(wide.state_dict()) == list(before) and all(
+        torch.equal(v, before[k]) for k, v in wide.state_dict().items()
+    )
+
 
 @torch.no_grad()
 def test_other_precisions_take_the_plain_way(wide):
-    x = torch.rand(1,3,32,32)*2-1; quick = fast(deepcopy(wide.encoder).to(torch.bfloat16))
-    assert torch.isfinite(quick(x.bfloat16())).all() and not any('kernels' in vars(m) for m in blocks(quick))
-    with torch.autocast('cpu', torch.bfloat16): assert torch.isfinite(fast(wide).latent(x).float()).all()
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    quick = fast(deepcopy(wide.encoder).to(torch.bfloat16))
+    assert torch.isfinite(quick(x.bfloat16())).all() and not any(
+        'kernels' in vars(m) for m in blocks(quick)
+    )
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.isfinite(fast(wide).latent(x).float()).all()

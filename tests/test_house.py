@@ -1,98 +1,160 @@
 "The house: number order is reading order is import order, every import names the module where a thing is defined, and what is beside the package stays beside it."
-import ast,importlib.util,re
+
+import ast
+import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-lessons = sorted((root/'nbs').glob('[0-9]_*/*.ipynb'))
-sources = {'.'.join(p.relative_to(root).with_suffix('').parts):p for folder in ('nfig','bench','studies')
-           for p in sorted((root/folder).rglob('*.py')) if p.stem[0]!='_'}
-trees = {name:ast.parse(p.read_text(encoding='utf-8')) for name,p in sources.items()}
+lessons = sorted((root / 'nbs').glob('[0-9]_*/*.ipynb'))
+sources = {
+    '.'.join(p.relative_to(root).with_suffix('').parts): p
+    for folder in ('nfig', 'bench', 'studies')
+    for p in sorted((root / folder).rglob('*.py'))
+    if p.stem[0] != '_'
+}
+trees = {name: ast.parse(p.read_text(encoding='utf-8')) for name, p in sources.items()}
 package = [name for name in sources if name.startswith('nfig.')]
+
 
 def exports():
     "{module: number of the lesson that exports it}"
     found = {}
     for p in lessons:
         m = re.search(r'#\| *default_exp ([\w.]+)', p.read_text(encoding='utf-8'))
-        if m: found['nfig.'+m[1]] = int(p.name[:2])
+        if m:
+            found['nfig.' + m[1]] = int(p.name[:2])
     return found
 
+
 number = exports()
+
 
 def imported(name, tree):
     "(module, name or None) of each import of ours in the code of module `name`, wherever it stands"
     for n in ast.walk(tree):
         if isinstance(n, ast.ImportFrom):
-            base = name.split('.')[:-n.level] if n.level else []
-            module = '.'.join([*base, *filter(None,[n.module])])
+            base = name.split('.')[: -n.level] if n.level else []
+            module = '.'.join([*base, *filter(None, [n.module])])
             for a in n.names:
-                if f'{module}.{a.name}' in sources: yield f'{module}.{a.name}',None
-                elif module.split('.')[0] in ('nfig','bench','studies'): yield module,a.name
+                if f'{module}.{a.name}' in sources:
+                    yield f'{module}.{a.name}', None
+                elif module.split('.')[0] in ('nfig', 'bench', 'studies'):
+                    yield module, a.name
         elif isinstance(n, ast.Import):
             for a in n.names:
-                if a.name in sources: yield a.name,None
+                if a.name in sources:
+                    yield a.name, None
+
 
 def defined(tree):
     "Names that a module makes itself"
     names = set()
     for n in tree.body:
-        if isinstance(n, (ast.FunctionDef,ast.ClassDef)): names.add(n.name)
-        elif isinstance(n, (ast.Assign,ast.AnnAssign)):
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+            names.add(n.name)
+        elif isinstance(n, (ast.Assign, ast.AnnAssign)):
             targets = n.targets if isinstance(n, ast.Assign) else [n.target]
             names |= {o.id for t in targets for o in ast.walk(t) if isinstance(o, ast.Name)}
     return names
 
+
 def test_each_lesson_lies_in_its_chapter_and_exports_its_module():
     for p in lessons:
-        chapter,folder = p.parent.name.split('_',1)
-        assert re.fullmatch(chapter+r'[0-9]_[a-z0-9_]+\.ipynb', p.name), f'{p.name} does not belong into {p.parent.name}'
+        chapter, folder = p.parent.name.split('_', 1)
+        assert re.fullmatch(chapter + r'[0-9]_[a-z0-9_]+\.ipynb', p.name), (
+            f'{p.name} does not belong into {p.parent.name}'
+        )
         m = re.search(r'#\| *default_exp ([\w.]+)', p.read_text(encoding='utf-8'))
-        assert not m or m[1]==f'{folder}.{p.stem[3:]}', f'{p.name} exports {m[1]}'
-    assert set(number)==set(package), 'a module without a lesson, or a lesson without its module'
-    assert len(set(number.values()))==len(number), 'two lessons that export have the same number'
+        assert not m or m[1] == f'{folder}.{p.stem[3:]}', f'{p.name} exports {m[1]}'
+    assert set(number) == set(package), 'a module without a lesson, or a lesson without its module'
+    assert len(set(number.values())) == len(number), 'two lessons that export have the same number'
 
-def test_there_are_at_most_48_modules(): assert len(package)<=48
+
+def test_there_are_at_most_48_modules():
+    assert len(package) <= 48
+
 
 @pytest.mark.parametrize('name', package)
 def test_imports_have_smaller_numbers(name):
-    for module,_ in imported(name, trees[name]):
+    for module, _ in imported(name, trees[name]):
         assert module in number, f'{name} imports {module}, which no lesson exports'
-        assert number[module]<number[name], f'{name} ({number[name]}) imports {module} ({number[module]}), which a reader has not met yet'
+        assert number[module] < number[name], (
+            f'{name} ({number[name]}) imports {module} ({number[module]}), which a reader has not met yet'
+        )
+
 
 def test_evaluation_does_not_import_training():
-    assert not [(n,m) for n in package if n.startswith('nfig.evaluate.') for m,_ in imported(n, trees[n]) if m.startswith('nfig.train')]
+    assert not [
+        (n, m)
+        for n in package
+        if n.startswith('nfig.evaluate.')
+        for m, _ in imported(n, trees[n])
+        if m.startswith('nfig.train')
+    ]
+
 
 def wrong_home(name, tree):
     "Imports that name a module which does not define the thing"
-    return [f'from {m} import {a}' for m,a in imported(name, tree) if a and (m not in trees or a!='*' and a not in defined(trees[m]))]
+    return [
+        f'from {m} import {a}'
+        for m, a in imported(name, tree)
+        if a and (m not in trees or a != '*' and a not in defined(trees[m]))
+    ]
+
 
 @pytest.mark.parametrize('name', list(sources))
-def test_imports_name_the_module_that_defines(name): assert not wrong_home(name, trees[name])
+def test_imports_name_the_module_that_defines(name):
+    assert not wrong_home(name, trees[name])
 
-@pytest.mark.parametrize('path', sorted((root/'tests').glob('*.py')), ids=lambda p: p.stem)
+
+@pytest.mark.parametrize('path', sorted((root / 'tests').glob('*.py')), ids=lambda p: p.stem)
 def test_tests_import_from_where_things_are_defined(path):
     assert not wrong_home(f'tests.{path.stem}', ast.parse(path.read_text(encoding='utf-8')))
 
-@pytest.mark.parametrize('path', sorted((root/'nbs').rglob('[a-z0-9]*.ipynb')), ids=lambda p: p.stem)
+
+@pytest.mark.parametrize(
+    'path', sorted((root / 'nbs').rglob('[a-z0-9]*.ipynb')), ids=lambda p: p.stem
+)
 def test_lessons_import_from_where_things_are_defined(path):
     import json
-    if any(o[0] in '._' for o in path.relative_to(root).parts): return
+
+    if any(o[0] in '._' for o in path.relative_to(root).parts):
+        return
     for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
-        if c['cell_type']=='code': assert not wrong_home('lesson', ast.parse(re.sub(r'^[!%].*', 'pass', ''.join(c['source']), flags=re.M)))
+        if c['cell_type'] == 'code':
+            assert not wrong_home(
+                'lesson', ast.parse(re.sub(r'^[!%].*', 'pass', ''.join(c['source']), flags=re.M))
+            )
+
 
 def test_wrong_homes_are_found():
     "The check itself: a name that a module only imports, and one that nobody has"
-    tree = ast.parse('from nfig.core.config import Tensor\nfrom nfig.tokenizer.quantizer import Codebook\nfrom nfig.tokenizer.codebook import Codebook')
-    assert wrong_home('x', tree)==['from nfig.core.config import Tensor','from nfig.tokenizer.quantizer import Codebook']
+    tree = ast.parse(
+        'from nfig.core.config import Tensor\nfrom nfig.tokenizer.quantizer import Codebook\nfrom nfig.tokenizer.codebook import Codebook'
+    )
+    assert wrong_home('x', tree) == [
+        'from nfig.core.config import Tensor',
+        'from nfig.tokenizer.quantizer import Codebook',
+    ]
+
 
 def test_the_package_knows_nothing_of_benches_and_studies():
-    assert not [(n,m) for n in package for m,_ in imported(n, trees[n]) if not m.startswith('nfig')]
+    assert not [
+        (n, m) for n in package for m, _ in imported(n, trees[n]) if not m.startswith('nfig')
+    ]
+
 
 def test_sidebar_is_made_from_the_numbers():
-    spec = importlib.util.spec_from_file_location('sidebar', root/'.ci'/'sidebar.py')
-    mod = importlib.util.module_from_spec(spec); spec.loader.exec_module(mod)
+    spec = importlib.util.spec_from_file_location('sidebar', root / '.ci' / 'sidebar.py')
+    mod = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mod)
     text = mod.sidebar()
-    assert text==(root/'nbs'/'sidebar.yml').read_text(encoding='utf-8'), 'run `make prepare`'
-    assert set(re.findall(r'- (\S+\.ipynb)', text))=={p.relative_to(root/'nbs').as_posix() for p in (root/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(root).parts)}
+    assert text == (root / 'nbs' / 'sidebar.yml').read_text(encoding='utf-8'), 'run `make prepare`'
+    assert set(re.findall(r'- (\S+\.ipynb)', text)) == {
+        p.relative_to(root / 'nbs').as_posix()
+        for p in (root / 'nbs').rglob('*.ipynb')
+        if not any(o[0] in '._' for o in p.relative_to(root).parts)
+    }

@@ -1,7 +1,9 @@
 """SIGKILL at twenty moments of a run, ten of them while a file is half-written: each time the run is started again, goes on from the
 last checkpoint, and ends with the same bits as a run that was left alone. The runs are forked from one process that has imported
 everything already, so that a kill costs a fraction of a second."""
-import subprocess,sys
+
+import subprocess
+import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -78,8 +80,17 @@ def trial(run, name, every, kills):
 print(json.dumps(dict(toy=trial(toy,'toy',3,20), tokenizer=trial(tokenizer,'tokenizer',3,2))))
 '''
 
+
 def test_twenty_kills(tmp_path):
-    res = subprocess.run([sys.executable,'-c',nursery,str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=600)
-    assert res.returncode==0, res.stderr[-3000:]
-    assert '"toy": {"kills": 20' in res.stdout and '"tokenizer": {"kills": 2' in res.stdout, res.stdout
+    res = subprocess.run(
+        [sys.executable, '-c', nursery, str(tmp_path)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert res.returncode == 0, res.stderr[-3000:]
+    assert '"toy": {"kills": 20' in res.stdout and '"tokenizer": {"kills": 2' in res.stdout, (
+        res.stdout
+    )
     print(res.stdout)

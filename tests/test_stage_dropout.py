@@ -1,16 +1,17 @@
 "Stage dropout: what reaches the encoder, what is drawn, what is resumed."
+
 import pytest
 import torch
 
 from nfig.tokenizer.autoencoder import ViTDecoder
-from nfig.core.config import TrainConfig,get_preset
+from nfig.core.config import TrainConfig, get_preset
 from nfig.data.sources import load_data
 from nfig.bands.frequency import apply_masks
 from nfig.tokenizer.quantizer import build_quantizer
 from nfig.train.run import Run
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.core.io import flatten
-from nfig.train.tokenizer import StageDropout,TokenizerTask,train_tokenizer
+from nfig.train.tokenizer import StageDropout, TokenizerTask, train_tokenizer
 
 cpu = torch.device("cpu")
 quiet = dict(log_every=4, save_every=4, preview_every=100, progress=False)
@@ -24,7 +25,9 @@ def data():
 def stopped_gradient(target, stop):
     "Gradient at the latent of a weighted sum of what the decoder would get, and the weights"
     torch.manual_seed(0)
-    quantizer = build_quantizer(get_preset("tiny", tokenizer=dict(target=target, beta=0.0)).tokenizer)
+    quantizer = build_quantizer(
+        get_preset("tiny", tokenizer=dict(target=target, beta=0.0)).tokenizer
+    )
     f = torch.randn(len(stop), 8, 8, 8, requires_grad=True)
     weight = torch.randn(len(stop), 8, 8, 8)
     (quantizer(f, stop).f_hat * weight).sum().backward()
@@ -73,7 +76,9 @@ def test_xqgans_form_is_a_setting():
 
 
 def test_the_network_that_compares_and_the_critic_see_finished_pictures_only(data):
-    e = get_preset("tiny", train_tokenizer=dict(batch_size=16, gan=0.5, gan_start=0.0, stage_dropout=0.5))
+    e = get_preset(
+        "tiny", train_tokenizer=dict(batch_size=16, gan=0.5, gan_start=0.0, stage_dropout=0.5)
+    )
     torch.manual_seed(0)
     task = TokenizerTask(build_tokenizer(e.tokenizer), data, e.train_tokenizer, cpu)
     seen = []
@@ -92,7 +97,9 @@ def test_resume_is_bit_for_bit(data, tmp_path, more):
     train_tokenizer(e, data, tmp_path / "whole", **quiet)
     train_tokenizer(e, data, tmp_path / "parts", stop_after=6, **quiet)
     train_tokenizer(e, data, tmp_path / "parts", **quiet)
-    (a, plain_a), (b, plain_b) = (flatten(Run(tmp_path / o).latest()["task"]) for o in ("whole", "parts"))
+    (a, plain_a), (b, plain_b) = (
+        flatten(Run(tmp_path / o).latest()["task"]) for o in ("whole", "parts")
+    )
     assert plain_a == plain_b and "prefix_errors" in a
     assert not [k for k in a if not torch.equal(a[k], b[k])]
 

@@ -14,172 +14,234 @@ from contextlib import nullcontext
 from torch import Tensor
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #ff62d08d
-def radius(h:int, # rows of the grid
-    w:int=None, # columns; h if not given
-)->Tensor: # (h, w//2+1) cycles per longer side, laid out as `torch.fft.rfft2` does
+def radius(
+    h: int,  # rows of the grid
+    w: int = None,  # columns; h if not given
+) -> Tensor:  # (h, w//2+1) cycles per longer side, laid out as `torch.fft.rfft2` does
     "Radial frequency of every DFT bin, $r=\\sqrt{u^2+v^2}$"
-    w = w or h; side = max(h,w)
-    u = torch.fft.fftfreq(h, dtype=torch.float64)[:,None]*side
-    v = torch.fft.rfftfreq(w, dtype=torch.float64)[None]*side
-    return (u*u+v*v).sqrt()
+    w = w or h
+    side = max(h, w)
+    u = torch.fft.fftfreq(h, dtype=torch.float64)[:, None] * side
+    v = torch.fft.rfftfreq(w, dtype=torch.float64)[None] * side
+    return (u * u + v * v).sqrt()
 
-def square_radius(h:int, # rows of the grid
-    w:int=None, # columns; h if not given
-)->Tensor: # (h, w//2+1) cycles per longer side
+
+def square_radius(
+    h: int,  # rows of the grid
+    w: int = None,  # columns; h if not given
+) -> Tensor:  # (h, w//2+1) cycles per longer side
     "The larger of $|u|$ and $|v|$: what decides whether a square grid of samples can hold the wave"
-    w = w or h; side = max(h,w)
-    u = torch.fft.fftfreq(h, dtype=torch.float64).abs()[:,None]*side
-    v = torch.fft.rfftfreq(w, dtype=torch.float64)[None]*side
-    return torch.maximum(u.expand(h,w//2+1), v.expand(h,w//2+1))
+    w = w or h
+    side = max(h, w)
+    u = torch.fft.fftfreq(h, dtype=torch.float64).abs()[:, None] * side
+    v = torch.fft.rfftfreq(w, dtype=torch.float64)[None] * side
+    return torch.maximum(u.expand(h, w // 2 + 1), v.expand(h, w // 2 + 1))
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #575382f1
-def check_scales(scales # sides of the token grids
-)->tuple: # the same, as a tuple of ints
+def check_scales(
+    scales,  # sides of the token grids
+) -> tuple:  # the same, as a tuple of ints
     "ValueError unless `scales` is a growing list of positive sides"
     s = tuple(int(o) for o in scales)
-    if not s or s[0]<1 or any(b<=a for a,b in zip(s,s[1:])):
+    if not s or s[0] < 1 or any(b <= a for a, b in zip(s, s[1:])):
         raise ValueError(f"scales {list(scales)} should be positive and growing, as (1,2,3,4,6,8)")
     return s
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #d233edb6
-divisions = ('paper','area','nyquist')
+divisions = ('paper', 'area', 'nyquist')
 
-def band_edges(scales, # sides of the token grids, growing
-    h:int, # rows of the latent
-    w:int=None, # columns; h if not given
-    division:str='paper', # 'paper' (Eq. 7), 'area', or 'nyquist'
-)->Tensor: # (n,) upper edge of each band, cycles; the last one is the fastest wave there is
+
+def band_edges(
+    scales,  # sides of the token grids, growing
+    h: int,  # rows of the latent
+    w: int = None,  # columns; h if not given
+    division: str = 'paper',  # 'paper' (Eq. 7), 'area', or 'nyquist'
+) -> Tensor:  # (n,) upper edge of each band, cycles; the last one is the fastest wave there is
     "Upper edges $\\sigma_i$ of the bands; ValueError on an unknown division or scales that do not grow"
-    s2 = torch.tensor(check_scales(scales), dtype=torch.float64)**2
-    share, top = s2.cumsum(0)/s2.sum(), radius(h,w).max()
-    if division=='paper': return top*share
-    if division=='area':  return top*share.sqrt()
-    if division=='nyquist': return torch.cat([s2[:-1].sqrt()/2, top[None]])
-    raise ValueError(f"unknown division {division!r}: choose one of {', '.join(divisions)}, or fit `energy_edges` to your latents")
+    s2 = torch.tensor(check_scales(scales), dtype=torch.float64) ** 2
+    share = s2.cumsum(0) / s2.sum()
+    top = radius(h, w).max()
+    if division == 'paper':
+        return top * share
+    if division == 'area':
+        return top * share.sqrt()
+    if division == 'nyquist':
+        return torch.cat([s2[:-1].sqrt() / 2, top[None]])
+    raise ValueError(
+        f"unknown division {division!r}: choose one of {', '.join(divisions)}, or fit `energy_edges` to your latents"
+    )
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #ce64d818
-def low_masks(scales, # sides of the token grids, growing
-    h:int, # rows of the latent
-    w:int=None, # columns; h if not given
-    division:str='paper', # see `band_edges`
-    edges=None, # explicit upper edges, cycles; `division` is then not used
-)->Tensor: # (n, h, w//2+1) bool: the waves in bands 1..i
+def low_masks(
+    scales,  # sides of the token grids, growing
+    h: int,  # rows of the latent
+    w: int = None,  # columns; h if not given
+    division: str = 'paper',  # see `band_edges`
+    edges=None,  # explicit upper edges, cycles; `division` is then not used
+) -> Tensor:  # (n, h, w//2+1) bool: the waves in bands 1..i
     "Cumulative masks: what is left after a low-pass at each edge. ValueError if there is not one edge a scale"
-    if edges is not None and len(edges)!=len(scales):
-        raise ValueError(f"{len(edges)} edges given for {len(scales)} scales: one upper edge a scale is needed")
-    e = band_edges(scales, h, w, division) if edges is None else torch.as_tensor(edges, dtype=torch.float64)
-    square = edges is None and division=='nyquist'   # a grid cannot hold the wave at its limit: strictly below
-    low = square_radius(h,w) < e[:,None,None] if square else radius(h,w) <= e[:,None,None]*(1+1e-9)
-    low[:,0,0] = True  # the mean belongs to the first band whatever the edge
-    low[-1] = True     # the last band ends with the fastest wave, however it was rounded
+    if edges is not None and len(edges) != len(scales):
+        raise ValueError(
+            f"{len(edges)} edges given for {len(scales)} scales: one upper edge a scale is needed"
+        )
+    e = (
+        band_edges(scales, h, w, division)
+        if edges is None
+        else torch.as_tensor(edges, dtype=torch.float64)
+    )
+    square = (
+        edges is None and division == 'nyquist'
+    )  # a grid cannot hold the wave at its limit: strictly below
+    low = (
+        square_radius(h, w) < e[:, None, None]
+        if square
+        else radius(h, w) <= e[:, None, None] * (1 + 1e-9)
+    )
+    low[:, 0, 0] = True  # the mean belongs to the first band whatever the edge
+    low[-1] = True  # the last band ends with the fastest wave, however it was rounded
     return low
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #94c7fc40
-def band_masks(scales, # sides of the token grids, growing
-    h:int, # rows of the latent
-    w:int=None, # columns; h if not given
-    division:str='paper', # see `band_edges`
-    edges=None, # explicit upper edges, cycles
-)->Tensor: # (n, h, w//2+1) bool
+def band_masks(
+    scales,  # sides of the token grids, growing
+    h: int,  # rows of the latent
+    w: int = None,  # columns; h if not given
+    division: str = 'paper',  # see `band_edges`
+    edges=None,  # explicit upper edges, cycles
+) -> Tensor:  # (n, h, w//2+1) bool
     "Band-pass masks $M_i$ of Eq. 1: each wave is in exactly one"
     low = low_masks(scales, h, w, division, edges)
     return torch.cat([low[:1], low[1:] & ~low[:-1]])
 
-def bin_counts(masks:Tensor, # (n, h, w//2+1) masks in rfft layout
-    w:int, # columns of the latent
-)->Tensor: # (n,) waves of the full h x w plane in each mask
+
+def bin_counts(
+    masks: Tensor,  # (n, h, w//2+1) masks in rfft layout
+    w: int,  # columns of the latent
+) -> Tensor:  # (n,) waves of the full h x w plane in each mask
     "How many DFT bins each mask holds, counting the mirror images that rfft leaves out"
-    twice = torch.full((w//2+1,), 2); twice[0] = 1
-    if w%2==0: twice[-1] = 1
-    return (masks*twice).sum((-2,-1))
+    twice = torch.full((w // 2 + 1,), 2)
+    twice[0] = 1
+    if w % 2 == 0:
+        twice[-1] = 1
+    return (masks * twice).sum((-2, -1))
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #e916b794
-def precise(x:Tensor # any
-): # context in which autocast leaves alone what is done on the device of `x`
+def precise(
+    x: Tensor,  # any
+):  # context in which autocast leaves alone what is done on the device of `x`
     "Full precision, whatever surrounds it"
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return (
+        torch.autocast(kind, enabled=False)
+        if torch.amp.is_autocast_available(kind)
+        else nullcontext()
+    )
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #7e0125bc
-def apply_masks(f:Tensor, # (B,C,h,w) features
-    masks:Tensor, # (n, h, w//2+1) masks
-)->Tensor: # (n,B,C,h,w) what each mask lets through
+def apply_masks(
+    f: Tensor,  # (B,C,h,w) features
+    masks: Tensor,  # (n, h, w//2+1) masks
+) -> Tensor:  # (n,B,C,h,w) what each mask lets through
     "Equation 1 for all masks at once, one FFT for the lot. ValueError if the masks are of another size"
-    h,w = f.shape[-2:]
-    if masks.shape[-2:]!=(h,w//2+1): raise ValueError(f"masks are for {masks.shape[-2]}x{2*(masks.shape[-1]-1)} features, given {h}x{w}: make them with band_masks(scales, {h}, {w})")
+    h, w = f.shape[-2:]
+    if masks.shape[-2:] != (h, w // 2 + 1):
+        raise ValueError(
+            f"masks are for {masks.shape[-2]}x{2 * (masks.shape[-1] - 1)} features, given {h}x{w}: make them with band_masks(scales, {h}, {w})"
+        )
     with precise(f):
         spec = torch.fft.rfft2(f.float())
-        return torch.fft.irfft2(spec*masks[:,None,None], s=(h,w))
+        return torch.fft.irfft2(spec * masks[:, None, None], s=(h, w))
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #c90ca262
-def decompose(f:Tensor, # (B,C,h,w) features
-    masks:Tensor, # (n, h, w//2+1) from `band_masks`
-)->Tensor: # (n,B,C,h,w) components, slow to fast
+def decompose(
+    f: Tensor,  # (B,C,h,w) features
+    masks: Tensor,  # (n, h, w//2+1) from `band_masks`
+) -> Tensor:  # (n,B,C,h,w) components, slow to fast
     "The frequency-guided decomposer (Eq. 1)"
     return apply_masks(f, masks)
 
-def compose(bands, # components (B,C,h_i,w_i), slow to fast, of equal or growing size
-)->Tensor: # (B,C,h,w) of the last component's size
+
+def compose(
+    bands,  # components (B,C,h_i,w_i), slow to fast, of equal or growing size
+) -> Tensor:  # (B,C,h,w) of the last component's size
     "The frequency-guided composer (Eq. 2): bring every component to the last one's size and add them"
     size = bands[-1].shape[-2:]
-    same = [b if b.shape[-2:]==size else F.interpolate(b, size=size, mode='bicubic', align_corners=False) for b in bands]
+    same = [
+        b
+        if b.shape[-2:] == size
+        else F.interpolate(b, size=size, mode='bicubic', align_corners=False)
+        for b in bands
+    ]
     return sum(same[1:], same[0])
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #c4f961b9
-def low_pass(f:Tensor, # (B,C,h,w) features
-    r:float, # largest DFT radius kept, cycles per longer side
-)->Tensor: # same shape
+def low_pass(
+    f: Tensor,  # (B,C,h,w) features
+    r: float,  # largest DFT radius kept, cycles per longer side
+) -> Tensor:  # same shape
     "The part of `f` with frequencies up to `r` (Eq. 1 with one mask)"
-    h,w = f.shape[-2:]
-    return apply_masks(f, (radius(h,w)<=r)[None].to(f.device))[0]
+    h, w = f.shape[-2:]
+    return apply_masks(f, (radius(h, w) <= r)[None].to(f.device))[0]
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #ff9ac0a8
-def power_spectrum(x:Tensor, # (...,h,w) images or latents
-)->Tensor: # (...,h,w) power of every wave, slow ones in the middle
+def power_spectrum(
+    x: Tensor,  # (...,h,w) images or latents
+) -> Tensor:  # (...,h,w) power of every wave, slow ones in the middle
     "Power spectrum (appendix A.3), scaled so that it sums to the mean square of `x`"
-    h,w = x.shape[-2:]
-    return torch.fft.fftshift(torch.fft.fft2(x.float()).abs()**2, dim=(-2,-1))/(h*w)**2
+    h, w = x.shape[-2:]
+    return torch.fft.fftshift(torch.fft.fft2(x.float()).abs() ** 2, dim=(-2, -1)) / (h * w) ** 2
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #7cd8a038
-def centred_radius(h:int, # rows
-    w:int=None, # columns; h if not given
-)->Tensor: # (h,w) cycles per longer side
+def centred_radius(
+    h: int,  # rows
+    w: int = None,  # columns; h if not given
+) -> Tensor:  # (h,w) cycles per longer side
     "`radius` over the whole plane, laid out as `power_spectrum` is"
-    w = w or h; side = max(h,w)
-    u,v = (torch.fft.fftshift(torch.fft.fftfreq(n, dtype=torch.float64))*side for n in (h,w))
-    return (u[:,None]**2+v[None]**2).sqrt()
+    w = w or h
+    side = max(h, w)
+    u, v = (torch.fft.fftshift(torch.fft.fftfreq(n, dtype=torch.float64)) * side for n in (h, w))
+    return (u[:, None] ** 2 + v[None] ** 2).sqrt()
 
-def radial_profile(power:Tensor, # (...,h,w) from `power_spectrum`
-)->tuple: # (freq (R,), mean power (...,R)): whole cycles 0..min(h,w)//2 of the longer side
+
+def radial_profile(
+    power: Tensor,  # (...,h,w) from `power_spectrum`
+) -> tuple:  # (freq (R,), mean power (...,R)): whole cycles 0..min(h,w)//2 of the longer side
     "Mean power on rings one cycle wide"
     ring = centred_radius(*power.shape[-2:]).round().long().flatten()
-    n = max(power.shape[-2:])//2+1
-    keep = ring<n; ring = ring[keep].to(power.device)
-    flat = power.flatten(-2)[...,keep.to(power.device)]
+    n = max(power.shape[-2:]) // 2 + 1
+    keep = ring < n
+    ring = ring[keep].to(power.device)
+    flat = power.flatten(-2)[..., keep.to(power.device)]
     total = flat.new_zeros(*flat.shape[:-1], n).index_add_(-1, ring, flat)
-    return torch.arange(n), total/ring.bincount(minlength=n).clamp(min=1)
+    return torch.arange(n), total / ring.bincount(minlength=n).clamp(min=1)
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #427365c4
-def fit_power_law(freq:Tensor, # (R,) cycles
-    power:Tensor, # (R,) mean power at each
-    lo:float=2, # lowest frequency used, cycles
-    hi:float=None, # highest; half of the largest given if None
-)->tuple: # (alpha, scale)
+def fit_power_law(
+    freq: Tensor,  # (R,) cycles
+    power: Tensor,  # (R,) mean power at each
+    lo: float = 2,  # lowest frequency used, cycles
+    hi: float = None,  # highest; half of the largest given if None
+) -> tuple:  # (alpha, scale)
     "Fit $P(r)=scale\\cdot r^{-\\alpha}$ by least squares on logarithms"
-    use = (freq>=lo) & (freq<=(hi or freq.max()/2)) & (power>0)
-    x,y = freq[use].double().log(), power[use].double().log()
-    slope = ((x-x.mean())*(y-y.mean())).sum()/((x-x.mean())**2).sum()
-    return -slope.item(), (y.mean()-slope*x.mean()).exp().item()
+    use = (freq >= lo) & (freq <= (hi or freq.max() / 2)) & (power > 0)
+    x = freq[use].double().log()
+    y = power[use].double().log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    return -slope.item(), (y.mean() - slope * x.mean()).exp().item()
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #73b6e730
-def energy_edges(f:Tensor, # (N,C,h,w) latents of the data
-    scales, # sides of the token grids, growing
-)->Tensor: # (n,) upper edges, cycles
+def energy_edges(
+    f: Tensor,  # (N,C,h,w) latents of the data
+    scales,  # sides of the token grids, growing
+) -> Tensor:  # (n,) upper edges, cycles
     "The 'energy' division: band i ends where the share of energy below equals the share of tokens up to stage i"
-    h,w = f.shape[-2:]; s2 = torch.tensor(check_scales(scales), dtype=torch.float64)**2
-    p = power_spectrum(f).double().mean(tuple(range(f.ndim-2))).flatten().cpu()
-    r,order = centred_radius(h,w).flatten().sort()
-    p = p[order]; p[0] = 0
-    cum, share = p.cumsum(0)/p.sum(), s2.cumsum(0)/s2.sum()
-    at = torch.searchsorted(cum, share).clamp(max=len(r)-1)
-    return torch.cat([r[at][:-1]+1e-6, r[-1:]])
+    h, w = f.shape[-2:]
+    s2 = torch.tensor(check_scales(scales), dtype=torch.float64) ** 2
+    p = power_spectrum(f).double().mean(tuple(range(f.ndim - 2))).flatten().cpu()
+    r, order = centred_radius(h, w).flatten().sort()
+    p = p[order]
+    p[0] = 0
+    cum = p.cumsum(0) / p.sum()
+    share = s2.cumsum(0) / s2.sum()
+    at = torch.searchsorted(cum, share).clamp(max=len(r) - 1)
+    return torch.cat([r[at][:-1] + 1e-6, r[-1:]])

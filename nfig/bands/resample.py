@@ -8,58 +8,84 @@ __all__ = ['upsample_matrix', 'lstsq_matrix', 'area_matrix', 'Resampler']
 # %% ../../nbs/1_bands/13_resample.ipynb #cdecb933
 import torch
 import torch.nn.functional as F
-from torch import Tensor,nn
+from torch import Tensor, nn
 from functools import lru_cache
 
 # %% ../../nbs/1_bands/13_resample.ipynb #eeb4a5b9
 @lru_cache(maxsize=256)
-def upsample_matrix(s:int, # side of the token grid
-    h:int, # side of the latent, at least s
-)->Tensor: # (h,s) float32
+def upsample_matrix(
+    s: int,  # side of the token grid
+    h: int,  # side of the latent, at least s
+) -> Tensor:  # (h,s) float32
     "The matrix $U$ with bicubic enlargement $\\mathcal I(v)=UvU^\\top$; ValueError if the grid is larger than the latent"
-    if not 1<=s<=h: raise ValueError(f"cannot enlarge a grid of side {s} to a latent of side {h}: scales should lie between 1 and the latent's side")
-    eye = torch.eye(s, dtype=torch.float64)[None,None]   # (1,1,s,s): row j is the j-th unit vector
-    wide = F.interpolate(eye, size=(s,h), mode='bicubic', align_corners=False)
-    return wide[0,0].T.float().contiguous()              # (h,s)
+    if not 1 <= s <= h:
+        raise ValueError(
+            f"cannot enlarge a grid of side {s} to a latent of side {h}: scales should lie between 1 and the latent's side"
+        )
+    eye = torch.eye(s, dtype=torch.float64)[None, None]  # (1,1,s,s): row j is the j-th unit vector
+    wide = F.interpolate(eye, size=(s, h), mode='bicubic', align_corners=False)
+    return wide[0, 0].T.float().contiguous()  # (h,s)
 
 # %% ../../nbs/1_bands/13_resample.ipynb #3a92d710
 @lru_cache(maxsize=256)
-def lstsq_matrix(s:int, # side of the token grid
-    h:int, # side of the latent
-)->Tensor: # (s,h) float32
+def lstsq_matrix(
+    s: int,  # side of the token grid
+    h: int,  # side of the latent
+) -> Tensor:  # (s,h) float32
     "The pseudo-inverse $U^+$: $U^+R(U^+)^\\top$ solves Eq. 4 exactly"
-    return torch.linalg.pinv(upsample_matrix(s,h).double()).float()
+    return torch.linalg.pinv(upsample_matrix(s, h).double()).float()
+
 
 @lru_cache(maxsize=256)
-def area_matrix(s:int, # side of the token grid
-    h:int, # side of the latent
-)->Tensor: # (s,h) float32, rows sum to 1
+def area_matrix(
+    s: int,  # side of the token grid
+    h: int,  # side of the latent
+) -> Tensor:  # (s,h) float32, rows sum to 1
     "Area pooling as a matrix: what VAR and XQGAN use in place of Eq. 4"
-    eye = torch.eye(h)[None,None]
-    return F.interpolate(eye, size=(h,s), mode='area')[0,0].T.contiguous()
+    eye = torch.eye(h)[None, None]
+    return F.interpolate(eye, size=(h, s), mode='area')[0, 0].T.contiguous()
 
 # %% ../../nbs/1_bands/13_resample.ipynb #b343489c
 class Resampler(nn.Module):
     "Down to a token grid of side `s` and up to a latent of side `h`; ValueError on an unknown `down`"
+
     downs = dict(lstsq=lstsq_matrix, area=area_matrix)
-    def __init__(self,
-        s:int, # side of the token grid
-        h:int, # side of the latent
-        down:str='lstsq', # 'lstsq' (Eq. 4) or 'area' (VAR)
+
+    def __init__(
+        self,
+        s: int,  # side of the token grid
+        h: int,  # side of the latent
+        down: str = 'lstsq',  # 'lstsq' (Eq. 4) or 'area' (VAR)
     ):
         super().__init__()
-        if down not in self.downs: raise ValueError(f"unknown down {down!r}: choose one of {', '.join(self.downs)}")
-        self.s,self.h,self.joined = s,h,h<=8
-        for name,M in dict(U=upsample_matrix(s,h), D=self.downs[down](s,h), A=area_matrix(s,h)).items():
-            self.register_buffer(name, torch.kron(M,M) if self.joined else M.clone(), persistent=False)
+        if down not in self.downs:
+            raise ValueError(f"unknown down {down!r}: choose one of {', '.join(self.downs)}")
+        self.s = s
+        self.h = h
+        self.joined = h <= 8
+        for name, M in dict(
+            U=upsample_matrix(s, h), D=self.downs[down](s, h), A=area_matrix(s, h)
+        ).items():
+            self.register_buffer(
+                name, torch.kron(M, M) if self.joined else M.clone(), persistent=False
+            )
 
-    def both(self, M:Tensor, # one of the three buffers
-        x:Tensor, # (B,C,n,n)
-        side:int, # of the result
-    )->Tensor: # (B,C,side,side)
+    def both(
+        self,
+        M: Tensor,  # one of the three buffers
+        x: Tensor,  # (B,C,n,n)
+        side: int,  # of the result
+    ) -> Tensor:  # (B,C,side,side)
         "The matrix from the left and the right"
-        if self.s==self.h: return x
-        return (x.flatten(-2)@M.T).unflatten(-1,(side,side)) if self.joined else M@x@M.T
-    def up(self, v:Tensor)->Tensor:   return self.both(self.U, v, self.h)   # (B,C,s,s) -> (B,C,h,h)
-    def down(self, f:Tensor)->Tensor: return self.both(self.D, f, self.s)   # (B,C,h,h) -> (B,C,s,s)
-    def pool(self, f:Tensor)->Tensor: return self.both(self.A, f, self.s)   # by area, for what the transformer reads
+        if self.s == self.h:
+            return x
+        return (x.flatten(-2) @ M.T).unflatten(-1, (side, side)) if self.joined else M @ x @ M.T
+
+    def up(self, v: Tensor) -> Tensor:
+        return self.both(self.U, v, self.h)  # (B,C,s,s) -> (B,C,h,h)
+
+    def down(self, f: Tensor) -> Tensor:
+        return self.both(self.D, f, self.s)  # (B,C,h,h) -> (B,C,s,s)
+
+    def pool(self, f: Tensor) -> Tensor:
+        return self.both(self.A, f, self.s)  # by area, for what the transformer reads

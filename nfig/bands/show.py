@@ -9,241 +9,355 @@ __all__ = ['palette', 'to_picture', 'image_grid', 'canvas', 'draw', 'show_images
 
 # %% ../../nbs/1_bands/12_show.ipynb #c27d38e5
 from pathlib import Path
-import matplotlib.pyplot as plt,numpy as np,torch
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from .frequency import fit_power_law,power_spectrum
+from .frequency import fit_power_law, power_spectrum
 
 # %% ../../nbs/1_bands/12_show.ipynb #92d8af57
-def to_picture(x:Tensor, # (C,H,W) in [-1,1]
-)->np.ndarray: # (H,W,3) in [0,1]; (H,W) if there are not 3 channels
+def to_picture(
+    x: Tensor,  # (C,H,W) in [-1,1]
+) -> np.ndarray:  # (H,W,3) in [0,1]; (H,W) if there are not 3 channels
     "What `imshow` wants: clipped, not rescaled"
-    x = x.detach().float().cpu().clamp(-1,1)/2+.5
-    return x.permute(1,2,0).numpy() if len(x)==3 else x[0].numpy()
+    x = x.detach().float().cpu().clamp(-1, 1) / 2 + 0.5
+    return x.permute(1, 2, 0).numpy() if len(x) == 3 else x[0].numpy()
 
-def image_grid(x:Tensor, # (B,3,H,W) in [-1,1]
-    ncols:int=8, # images a row
-    pad:int=1, # white pixels between them
-)->Tensor: # (3,h,w), one large image
+
+def image_grid(
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+    ncols: int = 8,  # images a row
+    pad: int = 1,  # white pixels between them
+) -> Tensor:  # (3,h,w), one large image
     "Images side by side, row by row; places that stay empty are white"
-    cols = min(ncols,len(x)); rows = -(-len(x)//cols)
-    x = F.pad(x.detach().float().cpu(), (pad,)*4, value=1.)
-    x = torch.cat([x, x.new_ones(rows*cols-len(x),*x.shape[1:])])
+    cols = min(ncols, len(x))
+    rows = -(-len(x) // cols)
+    x = F.pad(x.detach().float().cpu(), (pad,) * 4, value=1.0)
+    x = torch.cat([x, x.new_ones(rows * cols - len(x), *x.shape[1:])])
     return torch.cat([torch.cat(list(r), -1) for r in x.split(cols)], -2)
 
 # %% ../../nbs/1_bands/12_show.ipynb #94d9287d
-palette = '#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #777777'.split() # Okabe and Ito's, distinct to colour-blind eyes
+palette = (
+    '#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #777777'.split()
+)  # Okabe and Ito's, distinct to colour-blind eyes
 
-def canvas(rows:int, # rows of axes
-    cols:int, # columns of axes
-    width:float, # inches, at most 8 are used
-    height:float, # inches
-    ticks:bool=False, # leave the axes' ticks on
-)->tuple: # (figure, (rows,cols) array of axes)
+
+def canvas(
+    rows: int,  # rows of axes
+    cols: int,  # columns of axes
+    width: float,  # inches, at most 8 are used
+    height: float,  # inches
+    ticks: bool = False,  # leave the axes' ticks on
+) -> tuple:  # (figure, (rows,cols) array of axes)
     "Empty axes in a figure that pyplot does not hold on to"
-    scale = min(1, 8/width)
-    fig,axs = plt.subplots(rows, cols, figsize=(width*scale,height*scale), dpi=80, squeeze=False, layout='constrained')
-    fig.get_layout_engine().set(w_pad=.03, h_pad=.03, wspace=.01, hspace=.01)
+    scale = min(1, 8 / width)
+    fig, axs = plt.subplots(
+        rows,
+        cols,
+        figsize=(width * scale, height * scale),
+        dpi=80,
+        squeeze=False,
+        layout='constrained',
+    )
+    fig.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
     plt.close(fig)
-    for ax in axs.flat: ax.tick_params(labelsize=7) if ticks else ax.set(xticks=[], yticks=[])
-    return fig,axs
+    for ax in axs.flat:
+        ax.tick_params(labelsize=7) if ticks else ax.set(xticks=[], yticks=[])
+    return fig, axs
 
-def draw(ax, # where
-    image, # for `imshow`
-    title:str=None, # above it
-    label:str=None, # left of it
-    **kw, # for `imshow`
-): # what `imshow` returns
+
+def draw(
+    ax,  # where
+    image,  # for `imshow`
+    title: str = None,  # above it
+    label: str = None,  # left of it
+    **kw,  # for `imshow`
+):  # what `imshow` returns
     "One picture with crisp pixels and small letters"
-    if title is not None: ax.set_title(title, fontsize=8)
-    if label is not None: ax.set_ylabel(label, fontsize=8)
-    return ax.imshow(image, **{'interpolation':'nearest','cmap':'gray'}|({'vmin':0,'vmax':1} if np.ndim(image)==3 or not kw else {})|kw)
+    if title is not None:
+        ax.set_title(title, fontsize=8)
+    if label is not None:
+        ax.set_ylabel(label, fontsize=8)
+    return ax.imshow(
+        image,
+        **{'interpolation': 'nearest', 'cmap': 'gray'}
+        | ({'vmin': 0, 'vmax': 1} if np.ndim(image) == 3 or not kw else {})
+        | kw,
+    )
 
 # %% ../../nbs/1_bands/12_show.ipynb #93c12f04
-def show_images(x:Tensor, # (B,3,H,W) in [-1,1]
-    ncols:int=8, # images a row
-    titles=None, # a text above each image
-    size:float=1., # inches an image
-)->plt.Figure:
+def show_images(
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+    ncols: int = 8,  # images a row
+    titles=None,  # a text above each image
+    size: float = 1.0,  # inches an image
+) -> plt.Figure:
     "A wall of images"
-    cols = min(ncols,len(x)); rows = -(-len(x)//cols)
-    if titles is None: fig,axs = canvas(1, 1, cols*size, rows*size); x = [image_grid(x,ncols)]
-    else: fig,axs = canvas(rows, cols, cols*size, rows*(size+.25))
-    for ax in axs.flat: ax.axis('off')
-    for ax,im,t in zip(axs.flat, x, titles or ['']): draw(ax, to_picture(im), str(t) or None)
+    cols = min(ncols, len(x))
+    rows = -(-len(x) // cols)
+    if titles is None:
+        fig, axs = canvas(1, 1, cols * size, rows * size)
+        x = [image_grid(x, ncols)]
+    else:
+        fig, axs = canvas(rows, cols, cols * size, rows * (size + 0.25))
+    for ax in axs.flat:
+        ax.axis('off')
+    for ax, im, t in zip(axs.flat, x, titles or ['']):
+        draw(ax, to_picture(im), str(t) or None)
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #288abeba
-def save_figure(fig:plt.Figure, # what a function here returned
-    path, # .png, .pdf or .svg; folders are made
-)->Path: # where it is
+def save_figure(
+    fig: plt.Figure,  # what a function here returned
+    path,  # .png, .pdf or .svg; folders are made
+) -> Path:  # where it is
     "Write a figure"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', dpi=120)
     return path
 
-def save_images(x:Tensor, # (B,3,H,W) in [-1,1]
-    path, # .png; folders are made
-    ncols:int=8, # images a row
-    zoom:int=1, # pixels of the file for a pixel of the image
-)->Path: # where it is
+
+def save_images(
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+    path,  # .png; folders are made
+    ncols: int = 8,  # images a row
+    zoom: int = 1,  # pixels of the file for a pixel of the image
+) -> Path:  # where it is
     "Write a wall of images, pixel by pixel"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    grid = np.round(to_picture(image_grid(x, ncols))*255).astype(np.uint8).repeat(zoom,0).repeat(zoom,1)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = (
+        np.round(to_picture(image_grid(x, ncols)) * 255)
+        .astype(np.uint8)
+        .repeat(zoom, 0)
+        .repeat(zoom, 1)
+    )
     Image.fromarray(grid).save(path)
     return path
 
 # %% ../../nbs/1_bands/12_show.ipynb #5ef06a82
-def log_power(x:Tensor, # (...,C,H,W)
-)->Tensor: # (...,H,W) log10, slow waves in the middle
+def log_power(
+    x: Tensor,  # (...,C,H,W)
+) -> Tensor:  # (...,H,W) log10, slow waves in the middle
     "Logarithm of the power spectrum, averaged over channels; nothing is shown below 1e-12"
     return power_spectrum(x.detach().cpu()).mean(-3).clamp(min=1e-12).log10()
 
-def show_spectrum(x:Tensor, # (B,C,H,W) or (C,H,W)
-    titles=None, # a text above each
-    size:float=1.9, # inches a spectrum
-)->plt.Figure:
+
+def show_spectrum(
+    x: Tensor,  # (B,C,H,W) or (C,H,W)
+    titles=None,  # a text above each
+    size: float = 1.9,  # inches a spectrum
+) -> plt.Figure:
     "Log power spectra on one colour scale, axes in cycles per side"
-    lp = log_power(x if x.ndim==4 else x[None]); h,w = lp.shape[-2:]
-    fig,axs = canvas(1, len(lp), len(lp)*size+.6, size+.4, ticks=True)
-    for i,(ax,p) in enumerate(zip(axs[0], lp)):
-        im = draw(ax, p, titles and str(titles[i]), cmap='viridis', vmin=lp.quantile(.02), vmax=lp.max(), extent=(-(w//2)-.5,(w-1)//2+.5,(h-1)//2+.5,-(h//2)-.5))
+    lp = log_power(x if x.ndim == 4 else x[None])
+    h, w = lp.shape[-2:]
+    fig, axs = canvas(1, len(lp), len(lp) * size + 0.6, size + 0.4, ticks=True)
+    for i, (ax, p) in enumerate(zip(axs[0], lp)):
+        im = draw(
+            ax,
+            p,
+            titles and str(titles[i]),
+            cmap='viridis',
+            vmin=lp.quantile(0.02),
+            vmax=lp.max(),
+            extent=(-(w // 2) - 0.5, (w - 1) // 2 + 0.5, (h - 1) // 2 + 0.5, -(h // 2) - 0.5),
+        )
         ax.set_xlabel('cycles per width', fontsize=8)
-        if i: ax.set_yticks([])
-    axs[0,0].set_ylabel('cycles per height', fontsize=8)
-    fig.colorbar(im, ax=axs, shrink=.8).set_label('log10 power', fontsize=8)
+        if i:
+            ax.set_yticks([])
+    axs[0, 0].set_ylabel('cycles per height', fontsize=8)
+    fig.colorbar(im, ax=axs, shrink=0.8).set_label('log10 power', fontsize=8)
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #19014d93
-def stretch(b:Tensor, # (C,H,W) one band
-)->tuple: # (the band with its largest value at 1, the factor); the factor of an empty band is 0
+def stretch(
+    b: Tensor,  # (C,H,W) one band
+) -> tuple:  # (the band with its largest value at 1, the factor); the factor of an empty band is 0
     "Full contrast for one band, zero stays zero"
     top = b.abs().amax().item()
-    return (b*0,0.) if top<1e-6 else (b/top,1/top)
+    return (b * 0, 0.0) if top < 1e-6 else (b / top, 1 / top)
 
-def show_bands(bands, # n components, (n,C,H,W) or (n,1,C,H,W), slow to fast
-    titles=None, # a text for each; 'band i' if None
-    size:float=1.25, # inches a band
-)->plt.Figure:
+
+def show_bands(
+    bands,  # n components, (n,C,H,W) or (n,1,C,H,W), slow to fast
+    titles=None,  # a text for each; 'band i' if None
+    size: float = 1.25,  # inches a band
+) -> plt.Figure:
     "Each band at full contrast, and its log power spectrum beneath on one common scale"
-    bands = [b[0] if b.ndim==4 else b for b in bands]
-    lps = [log_power(b) for b in bands]; top = max(p.max() for p in lps)
-    fig,axs = canvas(2, len(bands), len(bands)*size, 2*size+.4)
-    for i,(b,p) in enumerate(zip(bands,lps)):
-        s,k = stretch(b); name = titles[i] if titles else f'band {i+1}'
-        draw(axs[0,i], to_picture(s), f'{name}\n'+(f'contrast ×{k:.2g}' if k else 'empty'), vmin=0, vmax=1)
-        draw(axs[1,i], p, cmap='viridis', vmin=top-8, vmax=top)
-    axs[0,0].set_ylabel('band', fontsize=8); axs[1,0].set_ylabel('log power', fontsize=8)
+    bands = [b[0] if b.ndim == 4 else b for b in bands]
+    lps = [log_power(b) for b in bands]
+    top = max(p.max() for p in lps)
+    fig, axs = canvas(2, len(bands), len(bands) * size, 2 * size + 0.4)
+    for i, (b, p) in enumerate(zip(bands, lps)):
+        s, k = stretch(b)
+        name = titles[i] if titles else f'band {i + 1}'
+        draw(
+            axs[0, i],
+            to_picture(s),
+            f'{name}\n' + (f'contrast ×{k:.2g}' if k else 'empty'),
+            vmin=0,
+            vmax=1,
+        )
+        draw(axs[1, i], p, cmap='viridis', vmin=top - 8, vmax=top)
+    axs[0, 0].set_ylabel('band', fontsize=8)
+    axs[1, 0].set_ylabel('log power', fontsize=8)
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #5d1faf4e
-def unfold(mask:Tensor, # (..., h, w//2+1) in rfft layout
-    w:int=None, # columns of the full plane; h if None
-)->Tensor: # (..., h, w), the mean at (h//2, w//2)
+def unfold(
+    mask: Tensor,  # (..., h, w//2+1) in rfft layout
+    w: int = None,  # columns of the full plane; h if None
+) -> Tensor:  # (..., h, w), the mean at (h//2, w//2)
     "A half-plane mask as the whole plane, slow waves in the middle"
-    h = mask.shape[-2]; w = w or h
-    left = mask.flip(-2).roll(1,-2)[...,1:(w+1)//2].flip(-1)   # (u,v) -> (-u,-v)
-    return torch.fft.fftshift(torch.cat([mask,left],-1), dim=(-2,-1))
+    h = mask.shape[-2]
+    w = w or h
+    left = mask.flip(-2).roll(1, -2)[..., 1 : (w + 1) // 2].flip(-1)  # (u,v) -> (-u,-v)
+    return torch.fft.fftshift(torch.cat([mask, left], -1), dim=(-2, -1))
 
-def show_masks(masks:Tensor, # (n, h, w//2+1) from `band_masks`
-    w:int=None, # columns of the full plane; h if None
-    size:float=.85, # inches a mask
-)->plt.Figure:
+
+def show_masks(
+    masks: Tensor,  # (n, h, w//2+1) from `band_masks`
+    w: int = None,  # columns of the full plane; h if None
+    size: float = 0.85,  # inches a mask
+) -> plt.Figure:
     "Every mask over the whole plane, with its number of waves"
-    fig,axs = canvas(1, len(masks), len(masks)*size, size+.45)
-    for i,(ax,m) in enumerate(zip(axs[0], unfold(masks.cpu(), w))): draw(ax, m.float(), f'band {i+1}\n{int(m.sum())}', cmap='cividis', vmin=0, vmax=1)
+    fig, axs = canvas(1, len(masks), len(masks) * size, size + 0.45)
+    for i, (ax, m) in enumerate(zip(axs[0], unfold(masks.cpu(), w))):
+        draw(ax, m.float(), f'band {i + 1}\n{int(m.sum())}', cmap='cividis', vmin=0, vmax=1)
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #b89f88df
-def plot_profiles(profiles:dict, # name: (freq (R,), power (R,)) from `radial_profile`
-    fit:bool=False, # draw the fitted power law as well
-    edges=None, # radii of band edges to mark, cycles
-    width:float=5., # inches
-)->plt.Figure:
+def plot_profiles(
+    profiles: dict,  # name: (freq (R,), power (R,)) from `radial_profile`
+    fit: bool = False,  # draw the fitted power law as well
+    edges=None,  # radii of band edges to mark, cycles
+    width: float = 5.0,  # inches
+) -> plt.Figure:
     "Radial profiles on log-log axes"
-    fig,axs = canvas(1, 1, width, .62*width, ticks=True); ax = axs[0,0]
-    for c,(name,(freq,power)) in zip(palette*9, profiles.items()):
+    fig, axs = canvas(1, 1, width, 0.62 * width, ticks=True)
+    ax = axs[0, 0]
+    for c, (name, (freq, power)) in zip(palette * 9, profiles.items()):
         if fit:
-            a,s = fit_power_law(freq,power); name = f'{name}: α = {a:.2f}'
-            ax.loglog(freq[1:], s*freq[1:].double()**-a, ':', color=c, lw=1)
+            a, s = fit_power_law(freq, power)
+            name = f'{name}: α = {a:.2f}'
+            ax.loglog(freq[1:], s * freq[1:].double() ** -a, ':', color=c, lw=1)
         ax.loglog(freq[1:], power[1:], color=c, label=name, lw=1.5)
-    for e in edges if edges is not None else (): ax.axvline(float(e), color='#777777', lw=.6, ls='--')
-    ax.set_xlabel('radial frequency (cycles per side)', fontsize=8); ax.set_ylabel('mean power', fontsize=8)
+    for e in edges if edges is not None else ():
+        ax.axvline(float(e), color='#777777', lw=0.6, ls='--')
+    ax.set_xlabel('radial frequency (cycles per side)', fontsize=8)
+    ax.set_ylabel('mean power', fontsize=8)
     ax.legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #06ca2aa1
-def plot_curves(metrics, # rows (dicts with a `step`), or {run name: rows}
-    keys, # names to plot, an axis each
-    x:str='step', # name on the horizontal axis
-    size:float=2.6, # inches an axis
-)->plt.Figure:
+def plot_curves(
+    metrics,  # rows (dicts with a `step`), or {run name: rows}
+    keys,  # names to plot, an axis each
+    x: str = 'step',  # name on the horizontal axis
+    size: float = 2.6,  # inches an axis
+) -> plt.Figure:
     "Training curves. ValueError names the keys there are if one is in no row"
-    runs = metrics if isinstance(metrics,dict) else {'':metrics}
-    fig,axs = canvas(1, len(keys), len(keys)*size, size*.8, ticks=True)
-    for ax,k in zip(axs[0],keys):
-        low,high = float('inf'),0.
-        for c,(name,rows) in zip(palette*9, runs.items()):
-            points = [(r[x],r[k]) for r in rows if k in r and x in r]
-            if not points: raise ValueError(f"no row of the metrics has {k!r}; there are {', '.join(sorted({n for r in rows for n in r}))}")
-            ax.plot(*zip(*points), color=c, label=name, lw=1.2, marker='.' if len(points)<20 else None)
-            low,high = min(low,*(p for _,p in points)),max(high,*(p for _,p in points))
-        if low>0 and high>20*low: ax.set_yscale('log')
-        ax.set_title(k, fontsize=8); ax.set_xlabel(x, fontsize=8); ax.grid(alpha=.25)
-    if len(runs)>1: axs[0,0].legend(fontsize=7, frameon=False)
+    runs = metrics if isinstance(metrics, dict) else {'': metrics}
+    fig, axs = canvas(1, len(keys), len(keys) * size, size * 0.8, ticks=True)
+    for ax, k in zip(axs[0], keys):
+        low, high = float('inf'), 0.0
+        for c, (name, rows) in zip(palette * 9, runs.items()):
+            points = [(r[x], r[k]) for r in rows if k in r and x in r]
+            if not points:
+                raise ValueError(
+                    f"no row of the metrics has {k!r}; there are {', '.join(sorted({n for r in rows for n in r}))}"
+                )
+            ax.plot(
+                *zip(*points), color=c, label=name, lw=1.2, marker='.' if len(points) < 20 else None
+            )
+            low = min(low, *(p for _, p in points))
+            high = max(high, *(p for _, p in points))
+        if low > 0 and high > 20 * low:
+            ax.set_yscale('log')
+        ax.set_title(k, fontsize=8)
+        ax.set_xlabel(x, fontsize=8)
+        ax.grid(alpha=0.25)
+    if len(runs) > 1:
+        axs[0, 0].legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #3691d3d0
-def growth_figure(partials, # n images after each stage, (B,3,H,W) in [-1,1] each
-    stages=None, # which to show, counted from 1; every second and the last if None
-    names=None, # a text for each image
-    size:float=1.1, # inches an image
-)->plt.Figure:
+def growth_figure(
+    partials,  # n images after each stage, (B,3,H,W) in [-1,1] each
+    stages=None,  # which to show, counted from 1; every second and the last if None
+    names=None,  # a text for each image
+    size: float = 1.1,  # inches an image
+) -> plt.Figure:
     "Images growing stage by stage, log power beneath each (the layout of the paper's Figure 4)"
-    n = len(partials); stages = stages or sorted({*range(2,n+1,2),n})
-    lps = [log_power(partials[s-1]) for s in stages]; top,low = lps[-1].max(),lps[-1].quantile(.02)
-    fig,axs = canvas(2*len(partials[0]), len(stages), len(stages)*size+.7, 2*len(partials[0])*size+.2)
-    for j,s in enumerate(stages):
-        for b,x in enumerate(partials[s-1]):
-            draw(axs[2*b,j], to_picture(x), None if b else f'stage {s} of {n}', label=str(names[b]) if names and not j else None)
-            im = draw(axs[2*b+1,j], lps[j][b], cmap='viridis', vmin=low, vmax=top)
-    fig.colorbar(im, ax=axs[1::2].ravel().tolist(), shrink=.7).set_label('log10 power', fontsize=8)
+    n = len(partials)
+    stages = stages or sorted({*range(2, n + 1, 2), n})
+    lps = [log_power(partials[s - 1]) for s in stages]
+    top, low = lps[-1].max(), lps[-1].quantile(0.02)
+    fig, axs = canvas(
+        2 * len(partials[0]),
+        len(stages),
+        len(stages) * size + 0.7,
+        2 * len(partials[0]) * size + 0.2,
+    )
+    for j, s in enumerate(stages):
+        for b, x in enumerate(partials[s - 1]):
+            draw(
+                axs[2 * b, j],
+                to_picture(x),
+                None if b else f'stage {s} of {n}',
+                label=str(names[b]) if names and not j else None,
+            )
+            im = draw(axs[2 * b + 1, j], lps[j][b], cmap='viridis', vmin=low, vmax=top)
+    fig.colorbar(im, ax=axs[1::2].ravel().tolist(), shrink=0.7).set_label('log10 power', fontsize=8)
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #09031647
-def psnr(x:Tensor, # (B,3,H,W) in [-1,1]
-    y:Tensor, # the same
-)->Tensor: # (B,) decibels
+def psnr(
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+    y: Tensor,  # the same
+) -> Tensor:  # (B,) decibels
     "Peak signal-to-noise ratio of each image"
-    return 10*(4/(x-y).float().pow(2).mean((1,2,3)).clamp(min=1e-12)).log10()
+    return 10 * (4 / (x - y).float().pow(2).mean((1, 2, 3)).clamp(min=1e-12)).log10()
 
-def compare_figure(originals:Tensor, # (B,3,H,W) in [-1,1]
-    reconstructions:Tensor, # the same
-    size:float=1., # inches an image
-)->plt.Figure:
+
+def compare_figure(
+    originals: Tensor,  # (B,3,H,W) in [-1,1]
+    reconstructions: Tensor,  # the same
+    size: float = 1.0,  # inches an image
+) -> plt.Figure:
     "Originals, reconstructions and the absolute error, with PSNR"
-    err = (originals-reconstructions).abs().mean(1).detach().cpu()
-    fig,axs = canvas(3, len(err), len(err)*size+.7, 3*size+.3)
-    for i,(x,y,e,p) in enumerate(zip(originals, reconstructions, err, psnr(originals,reconstructions))):
-        draw(axs[0,i], to_picture(x), f'{p:.1f} dB'); draw(axs[1,i], to_picture(y))
-        im = draw(axs[2,i], e, cmap='viridis', vmin=0, vmax=err.quantile(.998))
-    for ax,t in zip(axs[:,0], ('original','reconstruction','|error|')): ax.set_ylabel(t, fontsize=8)
+    err = (originals - reconstructions).abs().mean(1).detach().cpu()
+    fig, axs = canvas(3, len(err), len(err) * size + 0.7, 3 * size + 0.3)
+    for i, (x, y, e, p) in enumerate(
+        zip(originals, reconstructions, err, psnr(originals, reconstructions))
+    ):
+        draw(axs[0, i], to_picture(x), f'{p:.1f} dB')
+        draw(axs[1, i], to_picture(y))
+        im = draw(axs[2, i], e, cmap='viridis', vmin=0, vmax=err.quantile(0.998))
+    for ax, t in zip(axs[:, 0], ('original', 'reconstruction', '|error|')):
+        ax.set_ylabel(t, fontsize=8)
     fig.colorbar(im, ax=axs[2].tolist())
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #f6ed3b41
-def neighbours_figure(samples:Tensor, # (B,3,H,W) in [-1,1]
-    neighbours:Tensor, # (B,k,3,H,W) the nearest training images, nearest first
-    names=None, # a text above each sample
-    size:float=.8, # inches an image
-)->plt.Figure:
+def neighbours_figure(
+    samples: Tensor,  # (B,3,H,W) in [-1,1]
+    neighbours: Tensor,  # (B,k,3,H,W) the nearest training images, nearest first
+    names=None,  # a text above each sample
+    size: float = 0.8,  # inches an image
+) -> plt.Figure:
     "Samples in the top row, their nearest training images below"
-    n,k = neighbours.shape[:2]
-    fig,axs = canvas(k+1, n, n*size+.3, (k+1)*size+.3)
+    n, k = neighbours.shape[:2]
+    fig, axs = canvas(k + 1, n, n * size + 0.3, (k + 1) * size + 0.3)
     for i in range(n):
-        draw(axs[0,i], to_picture(samples[i]), str(names[i]) if names else None)
-        for j in range(k): draw(axs[j+1,i], to_picture(neighbours[i,j]))
-        for side in axs[0,i].spines.values(): side.set(color=palette[1], linewidth=2)
-    for ax,t in zip(axs[:,0], ('sample','nearest',*(f'{j+1}. nearest' for j in range(1,k)))): ax.set_ylabel(t, fontsize=8)
+        draw(axs[0, i], to_picture(samples[i]), str(names[i]) if names else None)
+        for j in range(k):
+            draw(axs[j + 1, i], to_picture(neighbours[i, j]))
+        for side in axs[0, i].spines.values():
+            side.set(color=palette[1], linewidth=2)
+    for ax, t in zip(axs[:, 0], ('sample', 'nearest', *(f'{j + 1}. nearest' for j in range(1, k)))):
+        ax.set_ylabel(t, fontsize=8)
     return fig

@@ -11,8 +11,9 @@ __all__ = ['paper_scales', 'tiny_tok', 'small_tok', 'narrow_tok', 'garment_tok',
            'from_dict', 'save_config', 'load_config']
 
 # %% ../../nbs/0_core/01_config.ipynb #33a87f27
-import difflib,json
-from dataclasses import asdict,dataclass,fields,is_dataclass,replace
+import difflib
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
 
@@ -20,257 +21,485 @@ from pathlib import Path
 @dataclass(frozen=True)
 class TokenizerConfig:
     "What FR-VAE is made of (sections 3.1.1 and 3.1.2 of the paper)"
-    image_size:int=32 # side of the image, pixels
-    scales:tuple=(1,2,3,4,6,8) # side of every stage's token grid; the last one is the latent's side
-    codebook_size:int=512 # codes K, shared by all stages
-    latent_dim:int=16 # channels C of the latent and of a code
-    target:str='band' # what a stage approximates: 'band' (NFIG) or 'full' (VAR)
-    division:str='area' # how band edges are set: 'paper' (Eq. 7), 'area', 'nyquist' (see `frequency.band_edges`) or 'energy' (fitted while training)
-    edges:tuple=() # explicit band edges in cycles; they replace `division` ('energy' writes what it fitted here)
-    down:str='lstsq' # latent to a stage's grid: 'lstsq' (Eq. 4) or 'area' (VAR)
-    phi:int=4 # 3x3 convolutions that smooth the upsampled codes, shared over the stages; 0 for none
-    metric:str='l2' # nearest code in 'l2' (Eq. 5) or 'cosine'
-    encoder:str='cnn' # 'cnn' or 'dinov2'
-    decoder:str='cnn' # 'cnn' or 'vit'
-    width:int=32 # channels of the CNN's first level
-    multipliers:tuple=(1,2,2) # channel multiplier of each level; the side halves between levels
-    stem:int=1 # side of the pixel squares that the CNN's outermost convolutions take as one place
-    blocks:int=1 # residual blocks a level
-    groups:int=32 # groups of the CNN's group norms
-    latent_norm:bool=True # normalise the latent's channels over the data
-    quant_conv:int=3 # kernel of the convolutions before and after the quantiser
-    beta:float=.25 # weight of the commitment term
-    gains:bool=False # look codes up in units of each stage's own size (a running root mean square)
+
+    image_size: int = 32  # side of the image, pixels
+    scales: tuple = (
+        1,
+        2,
+        3,
+        4,
+        6,
+        8,
+    )  # side of every stage's token grid; the last one is the latent's side
+    codebook_size: int = 512  # codes K, shared by all stages
+    latent_dim: int = 16  # channels C of the latent and of a code
+    target: str = 'band'  # what a stage approximates: 'band' (NFIG) or 'full' (VAR)
+    division: str = 'area'  # how band edges are set: 'paper' (Eq. 7), 'area', 'nyquist' (see `frequency.band_edges`) or 'energy' (fitted while training)
+    edges: tuple = ()  # explicit band edges in cycles; they replace `division` ('energy' writes what it fitted here)
+    down: str = 'lstsq'  # latent to a stage's grid: 'lstsq' (Eq. 4) or 'area' (VAR)
+    phi: int = (
+        4  # 3x3 convolutions that smooth the upsampled codes, shared over the stages; 0 for none
+    )
+    metric: str = 'l2'  # nearest code in 'l2' (Eq. 5) or 'cosine'
+    encoder: str = 'cnn'  # 'cnn' or 'dinov2'
+    decoder: str = 'cnn'  # 'cnn' or 'vit'
+    width: int = 32  # channels of the CNN's first level
+    multipliers: tuple = (
+        1,
+        2,
+        2,
+    )  # channel multiplier of each level; the side halves between levels
+    stem: int = (
+        1  # side of the pixel squares that the CNN's outermost convolutions take as one place
+    )
+    blocks: int = 1  # residual blocks a level
+    groups: int = 32  # groups of the CNN's group norms
+    latent_norm: bool = True  # normalise the latent's channels over the data
+    quant_conv: int = 3  # kernel of the convolutions before and after the quantiser
+    beta: float = 0.25  # weight of the commitment term
+    gains: bool = (
+        False  # look codes up in units of each stage's own size (a running root mean square)
+    )
 
 # %% ../../nbs/0_core/01_config.ipynb #9ef9b4f7
 @patch(as_prop=True)
-def side(self:TokenizerConfig)->int: # rows and columns of the latent
+def side(self: TokenizerConfig) -> int:  # rows and columns of the latent
     "The latent's side: the last scale"
     return self.scales[-1]
 
+
 @patch(as_prop=True)
-def tokens(self:TokenizerConfig)->int: # L, over all stages
+def tokens(self: TokenizerConfig) -> int:  # L, over all stages
     "Length of the token sequence, $L=\\sum_i s_i^2$"
-    return sum(s*s for s in self.scales)
+    return sum(s * s for s in self.scales)
 
 # %% ../../nbs/0_core/01_config.ipynb #decd0e22
 @dataclass(frozen=True)
 class TransformerConfig:
     "The block-causal transformer (section 3.2)"
-    scales:tuple=(1,2,3,4,6,8) # the tokenizer's scales
-    codebook_size:int=512 # the tokenizer's K
-    latent_dim:int=16 # the tokenizer's C
-    classes:int=10 # class labels; one row more is kept for "no class"
-    depth:int=4 # blocks
-    width:int=None # channels of the residual stream; 64*depth if not given
-    heads:int=None # attention heads; depth if not given
-    mlp_ratio:float=4. # hidden width of the MLP, in units of `width`
-    drop_path:float=None # stochastic depth at the last block; 0.1*depth/24 if not given
-    label_drop:float=.1 # share of labels replaced by "no class" in training, for guidance
-    gamma_init:float=1e-3 # scale of the residual gates at the start
-    shared_ada:bool=False # one modulation layer for all blocks, as VAR's 512-pixel models have it
-    order:str='stages' # what one step predicts: 'stages' (a whole grid) or 'raster' (one token)
+
+    scales: tuple = (1, 2, 3, 4, 6, 8)  # the tokenizer's scales
+    codebook_size: int = 512  # the tokenizer's K
+    latent_dim: int = 16  # the tokenizer's C
+    classes: int = 10  # class labels; one row more is kept for "no class"
+    depth: int = 4  # blocks
+    width: int = None  # channels of the residual stream; 64*depth if not given
+    heads: int = None  # attention heads; depth if not given
+    mlp_ratio: float = 4.0  # hidden width of the MLP, in units of `width`
+    drop_path: float = None  # stochastic depth at the last block; 0.1*depth/24 if not given
+    label_drop: float = 0.1  # share of labels replaced by "no class" in training, for guidance
+    gamma_init: float = 1e-3  # scale of the residual gates at the start
+    shared_ada: bool = (
+        False  # one modulation layer for all blocks, as VAR's 512-pixel models have it
+    )
+    order: str = 'stages'  # what one step predicts: 'stages' (a whole grid) or 'raster' (one token)
 
     def __post_init__(self):
-        given = dict(width=64*self.depth, heads=self.depth, drop_path=.1*self.depth/24)
-        for k,v in given.items():
-            if getattr(self,k) is None: object.__setattr__(self, k, v)
-        if self.width%self.heads: raise ValueError(f"width {self.width} cannot be shared by {self.heads} heads: make width a multiple of heads")
-        if self.order not in ('stages','raster'): raise ValueError(f"unknown order {self.order!r}: choose 'stages' (a whole grid a step) or 'raster' (a token a step)")
+        given = dict(width=64 * self.depth, heads=self.depth, drop_path=0.1 * self.depth / 24)
+        for k, v in given.items():
+            if getattr(self, k) is None:
+                object.__setattr__(self, k, v)
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} cannot be shared by {self.heads} heads: make width a multiple of heads"
+            )
+        if self.order not in ('stages', 'raster'):
+            raise ValueError(
+                f"unknown order {self.order!r}: choose 'stages' (a whole grid a step) or 'raster' (a token a step)"
+            )
 
 # %% ../../nbs/0_core/01_config.ipynb #f8a41dc4
 @patch(as_prop=True)
-def grids(self:TransformerConfig)->tuple: # sides
+def grids(self: TransformerConfig) -> tuple:  # sides
     "The grids that are predicted one after the other: the scales, or single tokens in raster order"
-    return self.scales if self.order=='stages' else (1,)*sum(s*s for s in self.scales)
+    return self.scales if self.order == 'stages' else (1,) * sum(s * s for s in self.scales)
 
 # %% ../../nbs/0_core/01_config.ipynb #3d6b655f
 @dataclass(frozen=True)
 class TrainConfig:
     "Optimisation of the tokenizer or of the transformer"
-    steps:int=0 # optimiser steps; 0 means `epochs` counts
-    epochs:float=0 # passes over the data, used when `steps` is 0
-    batch_size:int=64 # images a step, over all processes
-    lr:float=1e-3 # peak learning rate
-    final_lr:float=.1 # rate at the end, as a share of `lr`
-    schedule:str='cosine' # 'cosine' or 'linear' decay
-    warmup:float=.02 # share of the steps in which the rate grows from 0
-    betas:tuple=(.9,.95) # AdamW's moments
-    weight_decay:float=.05 # AdamW's decay, on matrices only
-    clip:float=1. # largest norm of the gradient; 0 for none
-    ema:float=.999 # decay of the averaged weights
-    flip:bool=True # mirror images at random
-    amp:bool=True # bf16 autocast
-    pixel:float=1. # weight of the squared pixel error (tokenizer)
-    perceptual:float=0. # weight of the perceptual loss (tokenizer)
-    features:str='lpips' # whose features the perceptual loss compares: 'lpips' or 'effnet'
-    vgg:str='' # file of VGG-16 weights for 'lpips'; torchvision's cache if empty
-    gan:float=0. # weight of the GAN loss (tokenizer); Eq. 10 has 0.5
-    gan_start:float=.3 # share of the steps before the GAN starts
-    gan_loss:str='hinge' # 'hinge' or 'nonsaturating'
-    lecam:float=.001 # weight of the LeCam regulariser of the discriminator; 0 for none
-    discriminator:str='patchgan' # 'patchgan' or 'dino'
-    dino:str='' # file of DINO ViT-S/16 weights for the discriminator; 'random' for none, timm's own if empty
-    critic_lr:float=None # the discriminator's peak learning rate; `lr` if not given
-    critic_decay:float=None # the discriminator's weight decay; `weight_decay` if not given
-    init_weights:str='' # file or folder of weights for a DINOv2 encoder; 'random' for none, timm's own if empty
-    crop:float=1. # smallest side of a random crop, as a share of the image's side; 1 for none
-    stage_dropout:float=0. # share of the images that are decoded from a prefix of their stages (tokenizer)
-    stage_dropout_end:float=None # that share at the end of the run, reached in a straight line; the same if not given
-    stage_dropout_from:int=1 # fewest stages in a prefix
-    stage_balance:bool=True # divide the pixel error after each stage by its running mean, in units of the whole's
-    accumulate:int=1 # parts into which a batch (or each process's share of it) is split to save memory
-    recompute:bool=False # keep only the blocks' inputs for the backward pass: less memory, a third more work (transformer)
-    compile:bool=False # compile encoder and decoder
-    label_smooth:float=0. # label smoothing (transformer)
-    seed:int=0 # data order, initialisation and dropout
 
-    def total_steps(self, n:int)->int: # images in the data set -> optimiser steps
+    steps: int = 0  # optimiser steps; 0 means `epochs` counts
+    epochs: float = 0  # passes over the data, used when `steps` is 0
+    batch_size: int = 64  # images a step, over all processes
+    lr: float = 1e-3  # peak learning rate
+    final_lr: float = 0.1  # rate at the end, as a share of `lr`
+    schedule: str = 'cosine'  # 'cosine' or 'linear' decay
+    warmup: float = 0.02  # share of the steps in which the rate grows from 0
+    betas: tuple = (0.9, 0.95)  # AdamW's moments
+    weight_decay: float = 0.05  # AdamW's decay, on matrices only
+    clip: float = 1.0  # largest norm of the gradient; 0 for none
+    ema: float = 0.999  # decay of the averaged weights
+    flip: bool = True  # mirror images at random
+    amp: bool = True  # bf16 autocast
+    pixel: float = 1.0  # weight of the squared pixel error (tokenizer)
+    perceptual: float = 0.0  # weight of the perceptual loss (tokenizer)
+    features: str = 'lpips'  # whose features the perceptual loss compares: 'lpips' or 'effnet'
+    vgg: str = ''  # file of VGG-16 weights for 'lpips'; torchvision's cache if empty
+    gan: float = 0.0  # weight of the GAN loss (tokenizer); Eq. 10 has 0.5
+    gan_start: float = 0.3  # share of the steps before the GAN starts
+    gan_loss: str = 'hinge'  # 'hinge' or 'nonsaturating'
+    lecam: float = 0.001  # weight of the LeCam regulariser of the discriminator; 0 for none
+    discriminator: str = 'patchgan'  # 'patchgan' or 'dino'
+    dino: str = ''  # file of DINO ViT-S/16 weights for the discriminator; 'random' for none, timm's own if empty
+    critic_lr: float = None  # the discriminator's peak learning rate; `lr` if not given
+    critic_decay: float = None  # the discriminator's weight decay; `weight_decay` if not given
+    init_weights: str = (
+        ''  # file or folder of weights for a DINOv2 encoder; 'random' for none, timm's own if empty
+    )
+    crop: float = 1.0  # smallest side of a random crop, as a share of the image's side; 1 for none
+    stage_dropout: float = (
+        0.0  # share of the images that are decoded from a prefix of their stages (tokenizer)
+    )
+    stage_dropout_end: float = (
+        None  # that share at the end of the run, reached in a straight line; the same if not given
+    )
+    stage_dropout_from: int = 1  # fewest stages in a prefix
+    stage_balance: bool = (
+        True  # divide the pixel error after each stage by its running mean, in units of the whole's
+    )
+    accumulate: int = (
+        1  # parts into which a batch (or each process's share of it) is split to save memory
+    )
+    recompute: bool = False  # keep only the blocks' inputs for the backward pass: less memory, a third more work (transformer)
+    compile: bool = False  # compile encoder and decoder
+    label_smooth: float = 0.0  # label smoothing (transformer)
+    seed: int = 0  # data order, initialisation and dropout
+
+    def total_steps(self, n: int) -> int:  # images in the data set -> optimiser steps
         "Length of the run in steps"
-        return self.steps or max(1, int(self.epochs*n/self.batch_size))
+        return self.steps or max(1, int(self.epochs * n / self.batch_size))
 
 # %% ../../nbs/0_core/01_config.ipynb #5c539249
 @dataclass(frozen=True)
 class SampleConfig:
     "How tokens are drawn from the logits"
-    cfg_scale:float=1.5 # guidance at the last stage; 0 for none
-    schedule:str='ramp' # guidance over the stages: a row of `generate.schedules`, as 'ramp' (0 to cfg_scale) or 'constant'
-    weights:tuple=() # guidance of every stage, in place of `cfg_scale` and `schedule`
-    top_k:int=0 # keep the k likeliest codes; 0 keeps all
-    top_p:float=0. # keep the smallest set of codes with this probability; 0 keeps all
-    temperature:float=1. # logits are divided by it
+
+    cfg_scale: float = 1.5  # guidance at the last stage; 0 for none
+    schedule: str = 'ramp'  # guidance over the stages: a row of `generate.schedules`, as 'ramp' (0 to cfg_scale) or 'constant'
+    weights: tuple = ()  # guidance of every stage, in place of `cfg_scale` and `schedule`
+    top_k: int = 0  # keep the k likeliest codes; 0 keeps all
+    top_p: float = 0.0  # keep the smallest set of codes with this probability; 0 keeps all
+    temperature: float = 1.0  # logits are divided by it
 
 # %% ../../nbs/0_core/01_config.ipynb #e3f5fdc2
 @dataclass(frozen=True)
 class Experiment:
     "One row: tokenizer, transformer, and how to train and sample"
-    name:str # the preset's name
-    tokenizer:TokenizerConfig
-    train_tokenizer:TrainConfig
-    transformer:TransformerConfig
-    train:TrainConfig
-    sample:SampleConfig
 
-def experiment(name:str, # what the row is called
-    tokenizer:TokenizerConfig, # the tokenizer; the transformer takes its grids and code sizes
-    train_tokenizer:TrainConfig, # how the tokenizer is trained
-    train:TrainConfig, # how the transformer is trained
-    sample:SampleConfig=SampleConfig(), # how it is sampled
-    **transformer, # what is left of `TransformerConfig`
-)->Experiment: # the row
+    name: str  # the preset's name
+    tokenizer: TokenizerConfig
+    train_tokenizer: TrainConfig
+    transformer: TransformerConfig
+    train: TrainConfig
+    sample: SampleConfig
+
+
+def experiment(
+    name: str,  # what the row is called
+    tokenizer: TokenizerConfig,  # the tokenizer; the transformer takes its grids and code sizes
+    train_tokenizer: TrainConfig,  # how the tokenizer is trained
+    train: TrainConfig,  # how the transformer is trained
+    sample: SampleConfig = SampleConfig(),  # how it is sampled
+    **transformer,  # what is left of `TransformerConfig`
+) -> Experiment:  # the row
     "An `Experiment` whose transformer fits its tokenizer"
-    shared = {k:getattr(tokenizer,k) for k in ('scales','codebook_size','latent_dim')}
-    return Experiment(name, tokenizer, train_tokenizer, TransformerConfig(**shared, **transformer), train, sample)
+    shared = {k: getattr(tokenizer, k) for k in ('scales', 'codebook_size', 'latent_dim')}
+    return Experiment(
+        name, tokenizer, train_tokenizer, TransformerConfig(**shared, **transformer), train, sample
+    )
 
 # %% ../../nbs/0_core/01_config.ipynb #41ce385a
-paper_scales = (1,2,3,4,5,6,8,10,13,16)
-tiny_tok  = TokenizerConfig(32, (1,2,4,8), codebook_size=128, latent_dim=8, width=16, multipliers=(1,1,2), groups=4)
-small_tok = TokenizerConfig(32, (1,2,3,4,6,8), codebook_size=512, latent_dim=16, width=32, multipliers=(1,2,4), groups=8, beta=.02, gains=True)
-narrow_tok = replace(small_tok, stem=2, width=32, multipliers=(1,2))               # a fifth of small's work: what studies train many times
-garment_tok = replace(small_tok, stem=2, width=64, multipliers=(1,2))              # the bundled Fashion-MNIST model
-emoji_tok = replace(small_tok, image_size=64, stem=2)                              # the bundled model in colour
-paper_tok = TokenizerConfig(256, paper_scales, 4096, 32, division='paper', encoder='dinov2', decoder='vit', latent_norm=False)
-var_tok   = TokenizerConfig(256, paper_scales, 4096, 32, target='full', down='area', width=160, multipliers=(1,1,2,2,4), blocks=2, latent_norm=False)
-xqgan_tok = replace(paper_tok, target='full', down='area')                       # the paper's networks around VAR's quantiser
-one_scale = dict(target='full', phi=0)                                           # plain VQ: one grid, nothing to smooth
+paper_scales = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+tiny_tok = TokenizerConfig(
+    32, (1, 2, 4, 8), codebook_size=128, latent_dim=8, width=16, multipliers=(1, 1, 2), groups=4
+)
+small_tok = TokenizerConfig(
+    32,
+    (1, 2, 3, 4, 6, 8),
+    codebook_size=512,
+    latent_dim=16,
+    width=32,
+    multipliers=(1, 2, 4),
+    groups=8,
+    beta=0.02,
+    gains=True,
+)
+narrow_tok = replace(
+    small_tok, stem=2, width=32, multipliers=(1, 2)
+)  # a fifth of small's work: what studies train many times
+garment_tok = replace(
+    small_tok, stem=2, width=64, multipliers=(1, 2)
+)  # the bundled Fashion-MNIST model
+emoji_tok = replace(small_tok, image_size=64, stem=2)  # the bundled model in colour
+paper_tok = TokenizerConfig(
+    256,
+    paper_scales,
+    4096,
+    32,
+    division='paper',
+    encoder='dinov2',
+    decoder='vit',
+    latent_norm=False,
+)
+var_tok = TokenizerConfig(
+    256,
+    paper_scales,
+    4096,
+    32,
+    target='full',
+    down='area',
+    width=160,
+    multipliers=(1, 1, 2, 2, 4),
+    blocks=2,
+    latent_norm=False,
+)
+xqgan_tok = replace(
+    paper_tok, target='full', down='area'
+)  # the paper's networks around VAR's quantiser
+one_scale = dict(target='full', phi=0)  # plain VQ: one grid, nothing to smooth
 
 # %% ../../nbs/0_core/01_config.ipynb #480b66be
-tiny_run      = TrainConfig(steps=60, batch_size=32, lr=2e-3, ema=.9)
-small_tok_run = TrainConfig(steps=1_600, batch_size=64, lr=1e-3, weight_decay=0., ema=.995)
-small_run     = TrainConfig(steps=3_600, batch_size=64, lr=1e-3, ema=.999, flip=False)
+tiny_run = TrainConfig(steps=60, batch_size=32, lr=2e-3, ema=0.9)
+small_tok_run = TrainConfig(steps=1_600, batch_size=64, lr=1e-3, weight_decay=0.0, ema=0.995)
+small_run = TrainConfig(steps=3_600, batch_size=64, lr=1e-3, ema=0.999, flip=False)
 narrow_tok_run = replace(small_tok_run, steps=1_500, flip=False)
-narrow_run    = TrainConfig(steps=1_500, batch_size=64, lr=2e-3, ema=.995, flip=False)
-garment_tok_run = replace(small_tok_run, steps=3_000, batch_size=48, flip=False, stage_dropout=.5, stage_dropout_end=.2)
+narrow_run = TrainConfig(steps=1_500, batch_size=64, lr=2e-3, ema=0.995, flip=False)
+garment_tok_run = replace(
+    small_tok_run, steps=3_000, batch_size=48, flip=False, stage_dropout=0.5, stage_dropout_end=0.2
+)
 emoji_tok_run = replace(garment_tok_run, batch_size=32, flip=True)
-paper_tok_run = TrainConfig(epochs=200, batch_size=1024, lr=2.4e-4, final_lr=5e-5/2.4e-4, warmup=1/200, weight_decay=1e-4,
-                            ema=.9999, perceptual=1., gan=.5, gan_start=56/200, crop=.8,
-                            discriminator='dino', critic_lr=8e-4, critic_decay=5e-4)
-xqgan_tok_run = replace(paper_tok_run, weight_decay=0., gan_start=25/200)
-var_tok_run   = replace(paper_tok_run, discriminator='patchgan', critic_lr=None, critic_decay=None)
-paper_run     = TrainConfig(epochs=350, batch_size=768, lr=8e-5*3, final_lr=.01, schedule='linear', clip=2., ema=.9999, flip=False)
-var_runs      = {16: replace(paper_run, epochs=200, lr=1e-4*3, final_lr=.1), 20: replace(paper_run, epochs=250, lr=1e-4*3, final_lr=.1),
-                 24: paper_run, 30: replace(paper_run, batch_size=1024, lr=8e-5*4, weight_decay=.08)}
-var_gates     = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5}                         # `gamma_init`
-paper_sample  = SampleConfig(cfg_scale=4.5, top_k=990)
-var_sample    = SampleConfig(cfg_scale=1.5, top_k=900, top_p=.96)
+paper_tok_run = TrainConfig(
+    epochs=200,
+    batch_size=1024,
+    lr=2.4e-4,
+    final_lr=5e-5 / 2.4e-4,
+    warmup=1 / 200,
+    weight_decay=1e-4,
+    ema=0.9999,
+    perceptual=1.0,
+    gan=0.5,
+    gan_start=56 / 200,
+    crop=0.8,
+    discriminator='dino',
+    critic_lr=8e-4,
+    critic_decay=5e-4,
+)
+xqgan_tok_run = replace(paper_tok_run, weight_decay=0.0, gan_start=25 / 200)
+var_tok_run = replace(paper_tok_run, discriminator='patchgan', critic_lr=None, critic_decay=None)
+paper_run = TrainConfig(
+    epochs=350,
+    batch_size=768,
+    lr=8e-5 * 3,
+    final_lr=0.01,
+    schedule='linear',
+    clip=2.0,
+    ema=0.9999,
+    flip=False,
+)
+var_runs = {
+    16: replace(paper_run, epochs=200, lr=1e-4 * 3, final_lr=0.1),
+    20: replace(paper_run, epochs=250, lr=1e-4 * 3, final_lr=0.1),
+    24: paper_run,
+    30: replace(paper_run, batch_size=1024, lr=8e-5 * 4, weight_decay=0.08),
+}
+var_gates = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5}  # `gamma_init`
+paper_sample = SampleConfig(cfg_scale=4.5, top_k=990)
+var_sample = SampleConfig(cfg_scale=1.5, top_k=900, top_p=0.96)
 
 # %% ../../nbs/0_core/01_config.ipynb #a4a8fbbc
-_rows = [#          name       tokenizer  tokenizer's run  run        sampling       transformer
-    experiment('tiny',     tiny_tok,  tiny_run,       tiny_run,  SampleConfig(), depth=2),
-    experiment('small',    small_tok, small_tok_run,  small_run, SampleConfig(cfg_scale=2.5), depth=4),
-    experiment('narrow',   narrow_tok, narrow_tok_run, narrow_run, SampleConfig(cfg_scale=1.5), depth=3, width=128, heads=4),
-    experiment('garments', garment_tok, garment_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4),
-    experiment('emoji',    emoji_tok, emoji_tok_run, small_run, SampleConfig(cfg_scale=2.5), classes=12, depth=4),
-    experiment('nfig_tokenizer_paper', paper_tok, paper_tok_run, paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4),
-    *[experiment(f'nfig_d{d}', paper_tok, paper_tok_run, paper_run, paper_sample, classes=1000, depth=d, gamma_init=1e-4) for d in (16,20,24,30)],
-    *[experiment(f'var_d{d}',  var_tok,   var_tok_run,   var_runs[d], var_sample, classes=1000, depth=d, gamma_init=var_gates[d]) for d in var_runs],
-    experiment('var_small',   replace(small_tok, target='full', down='area'), small_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4),
-    experiment('xqgan_d16',   xqgan_tok, xqgan_tok_run, paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4),
-    experiment('raster_tiny', replace(tiny_tok,  scales=(8,),  **one_scale), tiny_run,      tiny_run,  SampleConfig(), depth=2, order='raster'),
-    experiment('raster_small',replace(small_tok, scales=(8,),  **one_scale), small_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4, order='raster'),
-    experiment('raster_d16',  replace(paper_tok, scales=(16,), **one_scale), var_tok_run,   paper_run, paper_sample, classes=1000, depth=16, gamma_init=1e-4, order='raster'),
+_rows = [  #          name       tokenizer  tokenizer's run  run        sampling       transformer
+    experiment('tiny', tiny_tok, tiny_run, tiny_run, SampleConfig(), depth=2),
+    experiment('small', small_tok, small_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4),
+    experiment(
+        'narrow',
+        narrow_tok,
+        narrow_tok_run,
+        narrow_run,
+        SampleConfig(cfg_scale=1.5),
+        depth=3,
+        width=128,
+        heads=4,
+    ),
+    experiment(
+        'garments', garment_tok, garment_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4
+    ),
+    experiment(
+        'emoji',
+        emoji_tok,
+        emoji_tok_run,
+        small_run,
+        SampleConfig(cfg_scale=2.5),
+        classes=12,
+        depth=4,
+    ),
+    experiment(
+        'nfig_tokenizer_paper',
+        paper_tok,
+        paper_tok_run,
+        paper_run,
+        paper_sample,
+        classes=1000,
+        depth=16,
+        gamma_init=1e-4,
+    ),
+    *[
+        experiment(
+            f'nfig_d{d}',
+            paper_tok,
+            paper_tok_run,
+            paper_run,
+            paper_sample,
+            classes=1000,
+            depth=d,
+            gamma_init=1e-4,
+        )
+        for d in (16, 20, 24, 30)
+    ],
+    *[
+        experiment(
+            f'var_d{d}',
+            var_tok,
+            var_tok_run,
+            var_runs[d],
+            var_sample,
+            classes=1000,
+            depth=d,
+            gamma_init=var_gates[d],
+        )
+        for d in var_runs
+    ],
+    experiment(
+        'var_small',
+        replace(small_tok, target='full', down='area'),
+        small_tok_run,
+        small_run,
+        SampleConfig(cfg_scale=2.5),
+        depth=4,
+    ),
+    experiment(
+        'xqgan_d16',
+        xqgan_tok,
+        xqgan_tok_run,
+        paper_run,
+        paper_sample,
+        classes=1000,
+        depth=16,
+        gamma_init=1e-4,
+    ),
+    experiment(
+        'raster_tiny',
+        replace(tiny_tok, scales=(8,), **one_scale),
+        tiny_run,
+        tiny_run,
+        SampleConfig(),
+        depth=2,
+        order='raster',
+    ),
+    experiment(
+        'raster_small',
+        replace(small_tok, scales=(8,), **one_scale),
+        small_tok_run,
+        small_run,
+        SampleConfig(cfg_scale=2.5),
+        depth=4,
+        order='raster',
+    ),
+    experiment(
+        'raster_d16',
+        replace(paper_tok, scales=(16,), **one_scale),
+        var_tok_run,
+        paper_run,
+        paper_sample,
+        classes=1000,
+        depth=16,
+        gamma_init=1e-4,
+        order='raster',
+    ),
 ]
-presets = {e.name:e for e in _rows}
+presets = {e.name: e for e in _rows}
 
 # %% ../../nbs/0_core/01_config.ipynb #e277406e
-def did_you_mean(name:str, # what was given
-    known, # what there is
-    kind:str='preset', # what it is called in the message
-)->str: # a message to raise
+def did_you_mean(
+    name: str,  # what was given
+    known,  # what there is
+    kind: str = 'preset',  # what it is called in the message
+) -> str:  # a message to raise
     "An error text that names what exists and what was probably meant"
-    known = list(map(str,known)); close = difflib.get_close_matches(str(name), known, n=3)
-    hint = f" Did you mean {' or '.join(map(repr,close))}?" if close else ''
-    more = f" … and {len(known)-20} more" if len(known)>20 else ''
+    known = list(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ''
+    more = f" … and {len(known) - 20} more" if len(known) > 20 else ''
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known[:20])}{more}"
 
 # %% ../../nbs/0_core/01_config.ipynb #b93dd24d
-def get_preset(name:str, # a key of `presets`
-    **changes, # fields of any of its configs to replace, as tokenizer=dict(width=64)
-)->Experiment:
+def get_preset(
+    name: str,  # a key of `presets`
+    **changes,  # fields of any of its configs to replace, as tokenizer=dict(width=64)
+) -> Experiment:
     "The preset called `name`, with `changes`; ValueError names what exists"
-    if name not in presets: raise ValueError(did_you_mean(name, presets))
+    if name not in presets:
+        raise ValueError(did_you_mean(name, presets))
     e = presets[name]
-    return replace(e, **{k:replace(getattr(e,k), **v) for k,v in changes.items()})
+    return replace(e, **{k: replace(getattr(e, k), **v) for k, v in changes.items()})
 
 # %% ../../nbs/0_core/01_config.ipynb #94bdf75c
-def scales_for(side:int, # side of the latent
-)->tuple: # growing sides from 1 to `side`
+def scales_for(
+    side: int,  # side of the latent
+) -> tuple:  # growing sides from 1 to `side`
     "Grids that grow as the paper's do: by one at first, then by about 28 %"
     out = [1]
-    while out[-1]<side: out.append(min(side, max(out[-1]+1, round(1.28*out[-1]))))
+    while out[-1] < side:
+        out.append(min(side, max(out[-1] + 1, round(1.28 * out[-1]))))
     return tuple(out)
 
-def resized(cfg:TokenizerConfig, # a tokenizer for one size
-    size:int, # side of the images it shall take, pixels
-)->TokenizerConfig:
+
+def resized(
+    cfg: TokenizerConfig,  # a tokenizer for one size
+    size: int,  # side of the images it shall take, pixels
+) -> TokenizerConfig:
     "The same tokenizer for images of another side; ValueError if its halvings do not divide it"
-    if size==cfg.image_size: return cfg
-    factor = cfg.image_size//cfg.side
-    if size<factor or size%factor: raise ValueError(f"images of side {size} asked for, but this tokenizer shrinks them by {factor}: choose a multiple of {factor}")
-    return replace(cfg, image_size=size, scales=scales_for(size//factor))
+    if size == cfg.image_size:
+        return cfg
+    factor = cfg.image_size // cfg.side
+    if size < factor or size % factor:
+        raise ValueError(
+            f"images of side {size} asked for, but this tokenizer shrinks them by {factor}: choose a multiple of {factor}"
+        )
+    return replace(cfg, image_size=size, scales=scales_for(size // factor))
 
 # %% ../../nbs/0_core/01_config.ipynb #d0c553d2
-def to_dict(cfg)->dict: # any dataclass above
+def to_dict(cfg) -> dict:  # any dataclass above
     "Plain data, ready for JSON"
     return asdict(cfg)
 
-def from_dict(cls, # the dataclass to build
-    d:dict, # what `to_dict` gave
-): # an instance of `cls`
-    "The inverse of `to_dict`; ValueError on fields that `cls` does not have"
-    types = {f.name:f.type for f in fields(cls)}
-    if extra := set(d)-set(types): raise ValueError(did_you_mean(sorted(extra)[0], types, f'field of {cls.__name__}'))
-    def conv(t, v): return from_dict(t,v) if is_dataclass(t) else tuple(v) if isinstance(v,list) else v
-    return cls(**{k:conv(types[k],v) for k,v in d.items()})
 
-def save_config(cfg, # any dataclass above
-    path, # where to write JSON
+def from_dict(
+    cls,  # the dataclass to build
+    d: dict,  # what `to_dict` gave
+):  # an instance of `cls`
+    "The inverse of `to_dict`; ValueError on fields that `cls` does not have"
+    types = {f.name: f.type for f in fields(cls)}
+    if extra := set(d) - set(types):
+        raise ValueError(did_you_mean(sorted(extra)[0], types, f'field of {cls.__name__}'))
+
+    def conv(t, v):
+        return from_dict(t, v) if is_dataclass(t) else tuple(v) if isinstance(v, list) else v
+
+    return cls(**{k: conv(types[k], v) for k, v in d.items()})
+
+
+def save_config(
+    cfg,  # any dataclass above
+    path,  # where to write JSON
 ):
     "Write `cfg` as JSON"
-    Path(path).write_text(json.dumps(to_dict(cfg), indent=2)+'\n')
+    Path(path).write_text(json.dumps(to_dict(cfg), indent=2) + '\n')
 
-def load_config(cls, # the dataclass to build
-    path, # JSON file
-): # an instance of `cls`
+
+def load_config(
+    cls,  # the dataclass to build
+    path,  # JSON file
+):  # an instance of `cls`
     "Read what `save_config` wrote"
     return from_dict(cls, json.loads(Path(path).read_text()))

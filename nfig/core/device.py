@@ -7,41 +7,56 @@ __all__ = ['pick_device', 'native_bf16', 'autocast', 'peak']
 
 # %% ../../nbs/0_core/03_device.ipynb #e76e7fdc
 import torch
-import re,time
+import re
+import time
 from functools import lru_cache
 from pathlib import Path
 
 # %% ../../nbs/0_core/03_device.ipynb #265ce60a
-def pick_device(name:str=None # 'cpu', 'cuda', ... or None to choose
-)->torch.device:
+def pick_device(
+    name: str = None,  # 'cpu', 'cuda', ... or None to choose
+) -> torch.device:
     "The device asked for, or the GPU if there is one; ValueError if it is asked for and absent"
-    if name and name.startswith('cuda') and not torch.cuda.is_available(): raise ValueError("device 'cuda' given, but torch sees no GPU: leave it out to run on the processor")
+    if name and name.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(
+            "device 'cuda' given, but torch sees no GPU: leave it out to run on the processor"
+        )
     return torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
-def native_bf16(device:torch.device # where it would run
-)->bool:
+
+def native_bf16(
+    device: torch.device,  # where it would run
+) -> bool:
     "Does this device multiply bfloat16 itself? A processor does with AVX-512 BF16, AMX, or Arm's BF16"
-    if device.type!='cpu': return True
+    if device.type != 'cpu':
+        return True
     info = Path('/proc/cpuinfo')
     flags = set(re.findall(r'\w+', info.read_text())) if info.exists() else set()
-    return bool(flags & {'avx512_bf16','amx_bf16','bf16','svebf16'})
+    return bool(flags & {'avx512_bf16', 'amx_bf16', 'bf16', 'svebf16'})
 
-def autocast(device:torch.device, # where it runs
-    on:bool=True, # use bfloat16 if the device has it
+
+def autocast(
+    device: torch.device,  # where it runs
+    on: bool = True,  # use bfloat16 if the device has it
 ):
     "bfloat16 autocast on `device`, where that saves time"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on and native_bf16(device))
 
 # %% ../../nbs/0_core/03_device.ipynb #6a28d069
 @lru_cache
-def peak(device:torch.device, # where
-    half:bool, # bfloat16, or float32
-    side:int=None, # of the matrices; 4096 on a GPU, 1024 on a processor
-)->float: # GFLOP/s
+def peak(
+    device: torch.device,  # where
+    half: bool,  # bfloat16, or float32
+    side: int = None,  # of the matrices; 4096 on a GPU, 1024 on a processor
+) -> float:  # GFLOP/s
     "How fast this device multiplies matrices: the best of four measurements"
-    n = side or (1024 if device.type=='cpu' else 4096); a = torch.ones(n, n, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    n = side or (1024 if device.type == 'cpu' else 4096)
+    a = torch.ones(n, n, device=device, dtype=torch.bfloat16 if half else torch.float32)
+
     def seconds():
         "Of one product, fetching a number included"
-        began = time.perf_counter(); (a@a)[0,0].item()
-        return time.perf_counter()-began
-    return round(2*n**3/min(seconds() for _ in range(4))/1e9, 1)
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        return time.perf_counter() - began
+
+    return round(2 * n**3 / min(seconds() for _ in range(4)) / 1e9, 1)

@@ -9,188 +9,289 @@ __all__ = ['world', 'init_distributed', 'main_process_first', 'from_first', 'any
            'load_moments']
 
 # %% ../../nbs/0_core/04_distributed.ipynb #adf408a1
-import os,torch
+import os
+import torch
 import torch.distributed as dist
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from torch import Tensor,nn
+from torch import Tensor, nn
 import warnings
 from contextlib import nullcontext
-from torch.distributed.checkpoint.state_dict import StateDictOptions,get_model_state_dict,get_optimizer_state_dict,set_model_state_dict,set_optimizer_state_dict
-from torch.distributed.fsdp import FSDPModule,MixedPrecisionPolicy,fully_shard
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 # %% ../../nbs/0_core/04_distributed.ipynb #dedf6110
-def world()->tuple: # (number of this process from 0, number of processes)
+def world() -> tuple:  # (number of this process from 0, number of processes)
     "This process among all; (0, 1) where there is only one"
-    return (dist.get_rank(),dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0,1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
 
-def init_distributed(device:str=None # 'cpu', 'cuda' or None to choose
-)->str: # the device of this process, as 'cuda:3'
+
+def init_distributed(
+    device: str = None,  # 'cpu', 'cuda' or None to choose
+) -> str:  # the device of this process, as 'cuda:3'
     "Meet the other processes, if torchrun started some; NCCL connects GPUs, Gloo processors"
-    if int(os.environ.get('WORLD_SIZE',1))==1: return device
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        return device
     gpu = (device or 'cuda').startswith('cuda') and torch.cuda.is_available()
-    if gpu: device = f"cuda:{os.environ['LOCAL_RANK']}"; torch.cuda.set_device(device)
-    if not dist.is_initialized(): dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(minutes=10))   # a process that hangs ends the run
+    if gpu:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            'nccl' if gpu else 'gloo', timeout=timedelta(minutes=10)
+        )  # a process that hangs ends the run
     return device
 
 # %% ../../nbs/0_core/04_distributed.ipynb #47d7622a
 @lru_cache
-def _patient(): # processors only, a day's patience: the first may encode a data set
+def _patient():  # processors only, a day's patience: the first may encode a data set
     return dist.new_group(backend='gloo', timeout=timedelta(days=1))
+
 
 @contextmanager
 def main_process_first():
     "What is in the context is done by the first process, then by the others"
-    rank,size = world()
-    if rank: dist.barrier(_patient())
-    yield rank==0
-    if size>1 and not rank: dist.barrier(_patient())
+    rank, size = world()
+    if rank:
+        dist.barrier(_patient())
+    yield rank == 0
+    if size > 1 and not rank:
+        dist.barrier(_patient())
 
-def from_first(make # called by the first process alone; what it returns must be JSON's kind of value
-): # that value, on every process
+
+def from_first(
+    make,  # called by the first process alone; what it returns must be JSON's kind of value
+):  # that value, on every process
     "What the first process finds out, told to all"
-    if world()[1]==1: return make()
-    told = [make() if world()[0]==0 else None]; dist.broadcast_object_list(told, 0, group=_patient())
+    if world()[1] == 1:
+        return make()
+    told = [make() if world()[0] == 0 else None]
+    dist.broadcast_object_list(told, 0, group=_patient())
     return told[0]
 
-def any_of(yes # something true or false
-)->bool: # the same on every process
-    "Does any process say yes?"
-    if world()[1]==1: return bool(yes)
-    t = torch.tensor([float(bool(yes))]); dist.all_reduce(t, dist.ReduceOp.MAX, group=_patient())
-    return t.item()>0
 
-def destroy_distributed()->bool: # was this the first process?
+def any_of(
+    yes,  # something true or false
+) -> bool:  # the same on every process
+    "Does any process say yes?"
+    if world()[1] == 1:
+        return bool(yes)
+    t = torch.tensor([float(bool(yes))])
+    dist.all_reduce(t, dist.ReduceOp.MAX, group=_patient())
+    return t.item() > 0
+
+
+def destroy_distributed() -> bool:  # was this the first process?
     "Say goodbye to the other processes"
-    first = world()[0]==0
-    if world()[1]>1: dist.destroy_process_group(); _patient.cache_clear()
+    first = world()[0] == 0
+    if world()[1] > 1:
+        dist.destroy_process_group()
+        _patient.cache_clear()
     return first
 
 # %% ../../nbs/0_core/04_distributed.ipynb #ff6143a5
-def shard(t, # anything that can be sliced: a whole batch's indices, coins, ...
-): # this process's part of it
+def shard(
+    t,  # anything that can be sliced: a whole batch's indices, coins, ...
+):  # this process's part of it
     "Every W-th, from the r-th; ValueError if the processes cannot share equally"
-    rank,size = world()
-    if len(t)%size: raise ValueError(f"a batch of {len(t)} cannot be shared by {size} processes: choose a multiple of {size}")
+    rank, size = world()
+    if len(t) % size:
+        raise ValueError(
+            f"a batch of {len(t)} cannot be shared by {size} processes: choose a multiple of {size}"
+        )
     return t[rank::size]
 
-def all_gather(t:Tensor # (B,...) this process's share, equally long everywhere; no gradient
-)->Tensor: # (W*B,...) in the order of the batch
+
+def all_gather(
+    t: Tensor,  # (B,...) this process's share, equally long everywhere; no gradient
+) -> Tensor:  # (W*B,...) in the order of the batch
     "The whole batch again, on every process"
     size = world()[1]
-    if size==1: return t
+    if size == 1:
+        return t
     parts = [torch.empty_like(t, memory_format=torch.contiguous_format) for _ in range(size)]
     dist.all_gather(parts, t.contiguous())
-    return torch.stack(parts,1).flatten(0,1)
+    return torch.stack(parts, 1).flatten(0, 1)
 
 # %% ../../nbs/0_core/04_distributed.ipynb #61e237df
 @torch.no_grad()
-def mean_over(t:Tensor # the same shape on every process
-)->Tensor: # their mean, without gradient
+def mean_over(
+    t: Tensor,  # the same shape on every process
+) -> Tensor:  # their mean, without gradient
     "Mean over the processes"
     size = world()[1]
-    if size==1: return t
-    t = t.detach().clone(); dist.all_reduce(t)
-    return t/size
+    if size == 1:
+        return t
+    t = t.detach().clone()
+    dist.all_reduce(t)
+    return t / size
+
 
 @torch.no_grad()
-def sum_over(t:Tensor # the same shape on every process
-)->Tensor: # their sum; `t` itself is unchanged
+def sum_over(
+    t: Tensor,  # the same shape on every process
+) -> Tensor:  # their sum; `t` itself is unchanged
     "Sum over the processes"
-    if world()[1]==1: return t
-    t = t.clone(); dist.all_reduce(t)
+    if world()[1] == 1:
+        return t
+    t = t.clone()
+    dist.all_reduce(t)
     return t
 
 # %% ../../nbs/0_core/04_distributed.ipynb #274b5e5a
-def mean_values(values:dict # name -> tensor, the same names and shapes everywhere
-)->dict: # name -> mean over the processes, float32
+def mean_values(
+    values: dict,  # name -> tensor, the same names and shapes everywhere
+) -> dict:  # name -> mean over the processes, float32
     "The numbers of a step's log, in one exchange"
-    if world()[1]==1: return values
+    if world()[1] == 1:
+        return values
     flat = mean_over(torch.cat([v.detach().float().flatten() for v in values.values()]))
-    return {k:o.view(v.shape) for (k,v),o in zip(values.items(), flat.split([v.numel() for v in values.values()]))}
+    return {
+        k: o.view(v.shape)
+        for (k, v), o in zip(values.items(), flat.split([v.numel() for v in values.values()]))
+    }
+
 
 @torch.no_grad()
-def broadcast_module(module:nn.Module): # whose parameters and buffers become those of the first process
+def broadcast_module(
+    module: nn.Module,
+):  # whose parameters and buffers become those of the first process
     "Send the first process's weights to all"
-    if world()[1]==1: return
-    for t in [*module.parameters(),*module.buffers()]: dist.broadcast(t.detach(), 0)
+    if world()[1] == 1:
+        return
+    for t in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(t.detach(), 0)
 
 # %% ../../nbs/0_core/04_distributed.ipynb #3b8b30e2
 class Summed(torch.autograd.Function):
     "Sum over the processes; so is its gradient"
+
     @staticmethod
-    def forward(ctx, t): return sum_over(t)
+    def forward(ctx, t):
+        return sum_over(t)
+
     @staticmethod
-    def backward(ctx, g): return sum_over(g.contiguous())
+    def backward(ctx, g):
+        return sum_over(g.contiguous())
+
 
 class BatchNorm(nn.BatchNorm2d):
     "Batch norm with the statistics of the whole batch, whatever the number of processes"
-    def forward(self, x:Tensor)->Tensor: # (B,C,h,w) -> the same
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,h,w) -> the same
         "Normalise; in training with the statistics of all processes' shares"
-        if not self.training or world()[1]==1: return super().forward(x)
-        n = x.numel()//x.shape[1]*world()[1]
-        mean = Summed.apply(x.sum((0,2,3)))/n
-        var = Summed.apply((x-mean[:,None,None]).square().sum((0,2,3)))/n
+        if not self.training or world()[1] == 1:
+            return super().forward(x)
+        n = x.numel() // x.shape[1] * world()[1]
+        mean = Summed.apply(x.sum((0, 2, 3))) / n
+        var = Summed.apply((x - mean[:, None, None]).square().sum((0, 2, 3))) / n
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum); self.running_var.lerp_(var*n/(n-1), self.momentum); self.num_batches_tracked += 1
-        y = (x-mean[:,None,None])*(var+self.eps).rsqrt()[:,None,None]
-        return y if self.weight is None else y*self.weight[:,None,None]+self.bias[:,None,None]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        y = (x - mean[:, None, None]) * (var + self.eps).rsqrt()[:, None, None]
+        return (
+            y if self.weight is None else y * self.weight[:, None, None] + self.bias[:, None, None]
+        )
 
 # %% ../../nbs/0_core/04_distributed.ipynb #164545bf
-def replicated(model:nn.Module # the same architecture on every process; weights and buffers become those of the first
-)->nn.Module: # call this one to train; `model` itself when there is one process
+def replicated(
+    model: nn.Module,  # the same architecture on every process; weights and buffers become those of the first
+) -> nn.Module:  # call this one to train; `model` itself when there is one process
     "A copy of the model on every process, whose gradients are averaged during the backward pass (DDP)"
-    if world()[1]==1: return model
-    warnings.filterwarnings('ignore', message='.*broadcast_buffers', category=FutureWarning)     # its new name is too new for the oldest torch we support
+    if world()[1] == 1:
+        return model
+    warnings.filterwarnings(
+        'ignore', message='.*broadcast_buffers', category=FutureWarning
+    )  # its new name is too new for the oldest torch we support
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-def gradient_sync(net:nn.Module, # from `replicated` or `sharded`
-    now:bool=True, # or leave the gradients here, for more parts of the batch to come?
-): # context for one part's forward and backward pass
+
+def gradient_sync(
+    net: nn.Module,  # from `replicated` or `sharded`
+    now: bool = True,  # or leave the gradients here, for more parts of the batch to come?
+):  # context for one part's forward and backward pass
     "Gradients are exchanged with the last part of a batch"
-    if isinstance(net,FSDPModule): net.set_requires_gradient_sync(now)
-    return net.no_sync() if isinstance(net,DistributedDataParallel) and not now else nullcontext()
+    if isinstance(net, FSDPModule):
+        net.set_requires_gradient_sync(now)
+    return net.no_sync() if isinstance(net, DistributedDataParallel) and not now else nullcontext()
 
 # %% ../../nbs/0_core/04_distributed.ipynb #541f454f
-def sharded(model:nn.Module, # equal weights on every process
-    units, # its parts that run at different times, inner ones first
-    half:bool=False, # bfloat16 for the units' weights
-)->nn.Module: # `model`, changed in place
+def sharded(
+    model: nn.Module,  # equal weights on every process
+    units,  # its parts that run at different times, inner ones first
+    half: bool = False,  # bfloat16 for the units' weights
+) -> nn.Module:  # `model`, changed in place
     "A part of every weight on each process, gathered when needed (FSDP2)"
-    if world()[1]==1: return model
-    warnings.filterwarnings('ignore', message='FSDP2-wrapped module')     # about in-place changes of what it returns; nobody makes any
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
-    for u in units: fully_shard(u, mp_policy=policy)
+    if world()[1] == 1:
+        return model
+    warnings.filterwarnings(
+        'ignore', message='FSDP2-wrapped module'
+    )  # about in-place changes of what it returns; nobody makes any
+    policy = (
+        MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        if half
+        else MixedPrecisionPolicy()
+    )
+    for u in units:
+        fully_shard(u, mp_policy=policy)
     return fully_shard(model)
 
-def clip_gradients(model:nn.Module, # after the backward pass
-    limit:float, # largest norm; 0 for none
-)->Tensor: # scalar, the norm before
+
+def clip_gradients(
+    model: nn.Module,  # after the backward pass
+    limit: float,  # largest norm; 0 for none
+) -> Tensor:  # scalar, the norm before
     "Clip by the norm of all gradients, wherever their parts are"
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit or float('inf'))
-    return norm.full_tensor() if isinstance(norm,DTensor) else norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 # %% ../../nbs/0_core/04_distributed.ipynb #8bb396c7
-def full_weights(model:nn.Module, # plain, copied or sharded
-    everywhere:bool=False, # on every process and its device, or only in the first one's memory?
-)->dict: # name -> whole tensor; empty on the other processes
+def full_weights(
+    model: nn.Module,  # plain, copied or sharded
+    everywhere: bool = False,  # on every process and its device, or only in the first one's memory?
+) -> dict:  # name -> whole tensor; empty on the other processes
     "The weights as one process would have them; every process must call it"
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=not everywhere))
+    return get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=not everywhere)
+    )
 
-def full_moments(model:nn.Module, opt, # what the optimiser has of the model's weights
-)->dict: # `state` by the weights' names, `param_groups`
+
+def full_moments(
+    model: nn.Module,
+    opt,  # what the optimiser has of the model's weights
+) -> dict:  # `state` by the weights' names, `param_groups`
     "The optimiser's state as one process would have it; every process must call it"
-    return get_optimizer_state_dict(model, opt, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return get_optimizer_state_dict(
+        model, opt, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
 
-def load_weights(model:nn.Module, state:dict # whole, from `full_weights`
+
+def load_weights(
+    model: nn.Module,
+    state: dict,  # whole, from `full_weights`
 ):
     "Give each process its part of the weights"
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
 
-def load_moments(model:nn.Module, opt, state:dict # whole, from `full_moments`
+
+def load_moments(
+    model: nn.Module,
+    opt,
+    state: dict,  # whole, from `full_moments`
 ):
     "Give each process its part of the optimiser's state"
     set_optimizer_state_dict(model, opt, state, options=StateDictOptions(full_state_dict=True))

@@ -8,204 +8,335 @@ __all__ = ['assets', 'flatten', 'unflatten', 'replacing', 'write_state', 'save_s
            'load_weights', 'weights_hash', 'read_config']
 
 # %% ../../nbs/0_core/02_io.ipynb #7c694c8e
-import hashlib,json,os
-from contextlib import contextmanager,suppress
+import hashlib
+import json
+import os
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from safetensors import SafetensorError,safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-import importlib,nfig,shutil,sys,tempfile,torch
+import importlib
+import nfig
+import shutil
+import sys
+import tempfile
+import torch
 from safetensors.torch import load_file
 from torch import nn
 from .config import load_config
 
 # %% ../../nbs/0_core/02_io.ipynb #29d0cb01
-def flatten(state, # nested dicts and lists of tensors and plain values
-    path:str='', # where we are
-)->tuple: # ({path: tensor}, same structure with tensors replaced by their paths)
+def flatten(
+    state,  # nested dicts and lists of tensors and plain values
+    path: str = '',  # where we are
+) -> tuple:  # ({path: tensor}, same structure with tensors replaced by their paths)
     "Separate the tensors of a state from its structure"
-    if isinstance(state,Tensor): return {path:state}, {'@':path}
-    if isinstance(state,dict):   items = [(str(k),k,v) for k,v in state.items()]
-    elif isinstance(state,(list,tuple)): items = [(str(i),i,v) for i,v in enumerate(state)]
-    else: return {}, state
-    parts = [(k,*flatten(v, f'{path}/{name}' if path else name)) for name,k,v in items]
-    tensors = {n:t for _,ts,_ in parts for n,t in ts.items()}
-    if isinstance(state,dict): return tensors, {'d':[[k,s] for k,_,s in parts]}
-    return tensors, {'l':[s for *_,s in parts]}
+    if isinstance(state, Tensor):
+        return {path: state}, {'@': path}
+    if isinstance(state, dict):
+        items = [(str(k), k, v) for k, v in state.items()]
+    elif isinstance(state, (list, tuple)):
+        items = [(str(i), i, v) for i, v in enumerate(state)]
+    else:
+        return {}, state
+    parts = [(k, *flatten(v, f'{path}/{name}' if path else name)) for name, k, v in items]
+    tensors = {n: t for _, ts, _ in parts for n, t in ts.items()}
+    if isinstance(state, dict):
+        return tensors, {'d': [[k, s] for k, _, s in parts]}
+    return tensors, {'l': [s for *_, s in parts]}
 
-def unflatten(structure, # from `flatten`
-    tensors:dict, # path -> tensor
-): # the state
+
+def unflatten(
+    structure,  # from `flatten`
+    tensors: dict,  # path -> tensor
+):  # the state
     "The inverse of `flatten`; tuples come back as lists"
-    if not isinstance(structure,dict): return structure
-    if '@' in structure: return tensors[structure['@']]
-    if 'l' in structure: return [unflatten(s,tensors) for s in structure['l']]
-    return {k:unflatten(s,tensors) for k,s in structure['d']}
+    if not isinstance(structure, dict):
+        return structure
+    if '@' in structure:
+        return tensors[structure['@']]
+    if 'l' in structure:
+        return [unflatten(s, tensors) for s in structure['l']]
+    return {k: unflatten(s, tensors) for k, s in structure['d']}
 
 # %% ../../nbs/0_core/02_io.ipynb #f1ee4d2e
 @contextmanager
-def replacing(path # file to write
-): # yields the temporary path to write to
+def replacing(
+    path,  # file to write
+):  # yields the temporary path to write to
     "Put a file in place when it is complete; OSError in words if it cannot be written, and what was there stays"
-    path = Path(path); tmp = path.with_name(path.name+'.tmp')
+    path = Path(path)
+    tmp = path.with_name(path.name + '.tmp')
     try:
         yield tmp
-        _sync(tmp); os.replace(tmp, path); _sync(path.parent)
-    except (OSError,SafetensorError) as e:     # safetensors reports a full disk as an error of its own
-        raise OSError(f"could not write {path}: {e}. Earlier checkpoints are untouched; free some space or choose another folder, then start again with the same command") from e
+        _sync(tmp)
+        os.replace(tmp, path)
+        _sync(path.parent)
+    except (
+        OSError,
+        SafetensorError,
+    ) as e:  # safetensors reports a full disk as an error of its own
+        raise OSError(
+            f"could not write {path}: {e}. Earlier checkpoints are untouched; free some space or choose another folder, then start again with the same command"
+        ) from e
     finally:
-        with suppress(OSError): tmp.unlink()
+        with suppress(OSError):
+            tmp.unlink()
 
-def _sync(path:Path): # have the disk really hold a file, or the names in a folder
+
+def _sync(path: Path):  # have the disk really hold a file, or the names in a folder
     f = os.open(path, os.O_RDONLY)
-    try: os.fsync(f)
-    finally: os.close(f)
+    try:
+        os.fsync(f)
+    finally:
+        os.close(f)
 
 # %% ../../nbs/0_core/02_io.ipynb #02fa6d60
-def write_state(path, # file to write to
-    state, # nested dicts and lists of tensors and plain values
+def write_state(
+    path,  # file to write to
+    state,  # nested dicts and lists of tensors and plain values
 ):
     "The state as a safetensors file"
-    tensors,structure = flatten(state)
-    save_file({k:v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, path, metadata={'structure':json.dumps(structure)})
+    tensors, structure = flatten(state)
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+        path,
+        metadata={'structure': json.dumps(structure)},
+    )
 
-def save_state(path, # file to write
-    state, # nested dicts and lists of tensors and plain values
+
+def save_state(
+    path,  # file to write
+    state,  # nested dicts and lists of tensors and plain values
 ):
     "Write a state to one file, completely or not at all; OSError in words if the disk is full"
-    with replacing(path) as tmp: write_state(tmp, state)
+    with replacing(path) as tmp:
+        write_state(tmp, state)
 
-def load_state(path # file that `save_state` wrote
-): # the state
+
+def load_state(
+    path,  # file that `save_state` wrote
+):  # the state
     "Read a state; ValueError in words if the file is not complete"
     try:
         with safe_open(path, 'pt') as f:
-            return unflatten(json.loads(f.metadata()['structure']), {k:f.get_tensor(k) for k in f.keys()})
-    except (SafetensorError,KeyError,TypeError) as e: raise ValueError(f"{path} is not a complete checkpoint ({e})") from e
+            return unflatten(
+                json.loads(f.metadata()['structure']), {k: f.get_tensor(k) for k in f.keys()}
+            )
+    except (SafetensorError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} is not a complete checkpoint ({e})") from e
 
 # %% ../../nbs/0_core/02_io.ipynb #b79e5f5f
-def checksum(path # a file
-)->str: # 64 hex digits
+def checksum(
+    path,  # a file
+) -> str:  # 64 hex digits
     "SHA-256 of a file's content"
-    with open(path,'rb') as f: return hashlib.file_digest(f,'sha256').hexdigest() if hasattr(hashlib,'file_digest') else _digest(f)
+    with open(path, 'rb') as f:
+        return (
+            hashlib.file_digest(f, 'sha256').hexdigest()
+            if hasattr(hashlib, 'file_digest')
+            else _digest(f)
+        )
 
-def _digest(f): # for Python 3.10
+
+def _digest(f):  # for Python 3.10
     h = hashlib.sha256()
-    while block := f.read(1<<20): h.update(block)
+    while block := f.read(1 << 20):
+        h.update(block)
     return h.hexdigest()
 
-def write_text(path, # file to write
-    text:str, # all of it
+
+def write_text(
+    path,  # file to write
+    text: str,  # all of it
 ):
     "A small text file, as a whole or not at all"
-    with replacing(path) as tmp: tmp.write_text(text)
+    with replacing(path) as tmp:
+        tmp.write_text(text)
 
 # %% ../../nbs/0_core/02_io.ipynb #7303aad5
-_declared = [] # the declarations last only as long as their Library object: keep it
+_declared = []  # the declarations last only as long as their Library object: keep it
+
 
 def _declare_torchvision_ops():
     "Declare the operators that a CUDA-built torchvision expects, so that it imports beside a CPU-only torch"
-    for m in [m for m in sys.modules if m.split('.')[0]=='torchvision']: del sys.modules[m]   # forget the half-finished import
+    for m in [m for m in sys.modules if m.split('.')[0] == 'torchvision']:
+        del sys.modules[m]  # forget the half-finished import
     lib = importlib.import_module('torch.library').Library('torchvision', 'DEF')
-    for op in ('nms','qnms'): lib.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    for op in ('nms', 'qnms'):
+        lib.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
     _declared.append(lib)
 
-def require(name:str, # import name: 'torchvision', 'timm', 'lpips', 'torch_fidelity', ...
-): # the module
+
+def require(
+    name: str,  # import name: 'torchvision', 'timm', 'lpips', 'torch_fidelity', ...
+):  # the module
     "Import an optional package; ImportError says how to install it"
     try:
-        try: importlib.import_module('torchvision')
-        except RuntimeError: _declare_torchvision_ops()
-        except ImportError: pass  # only an error if `name` needs it
+        try:
+            importlib.import_module('torchvision')
+        except RuntimeError:
+            _declare_torchvision_ops()
+        except ImportError:
+            pass  # only an error if `name` needs it
         return importlib.import_module(name)
     except ImportError as e:
-        raise ImportError(f"{name} could not be imported ({e}). Install it with: pip install -c constraints.txt {name.replace('_','-')}") from e
+        raise ImportError(
+            f"{name} could not be imported ({e}). Install it with: pip install -c constraints.txt {name.replace('_', '-')}"
+        ) from e
 
 # %% ../../nbs/0_core/02_io.ipynb #84b422db
-def fetch_hint(name:str)->str: # timm's name of a model
+def fetch_hint(name: str) -> str:  # timm's name of a model
     "What to do where weights are missing"
     return f"Fetch model.safetensors from timm/{name} on the Hugging Face hub with a machine that has network, and give the path of the file or of its folder (--init_weights or --dino on the command line, pretrained= in Python); 'random' there, or False here, starts from random weights"
 
-def weight_file(path, # a weight file, or a folder with model.safetensors or pytorch_model.bin in it
-    name:str, # timm's name of the model, for the message
-)->Path: # an existing file
+
+def weight_file(
+    path,  # a weight file, or a folder with model.safetensors or pytorch_model.bin in it
+    name: str,  # timm's name of the model, for the message
+) -> Path:  # an existing file
     "The file that `path` stands for; FileNotFoundError says what to fetch"
     p = Path(path).expanduser()
-    for f in ([p/'model.safetensors', p/'pytorch_model.bin'] if p.is_dir() else [p]):
-        if f.is_file(): return f
+    for f in [p / 'model.safetensors', p / 'pytorch_model.bin'] if p.is_dir() else [p]:
+        if f.is_file():
+            return f
     raise FileNotFoundError(f"no weights at {p}. {fetch_hint(name)}")
 
-def read_state(path:Path # .safetensors, or a file of torch.save
-)->dict: # name -> tensor
+
+def read_state(
+    path: Path,  # .safetensors, or a file of torch.save
+) -> dict:  # name -> tensor
     "The tensors of a weight file, without unpickling code; ValueError if it is damaged"
-    try: return load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f"{path} cannot be read as a weight file ({str(e).splitlines()[0]}): copy it again") from e
+    try:
+        return (
+            load_file(path)
+            if path.suffix == '.safetensors'
+            else torch.load(path, map_location='cpu', weights_only=True)
+        )
+    except Exception as e:
+        raise ValueError(
+            f"{path} cannot be read as a weight file ({str(e).splitlines()[0]}): copy it again"
+        ) from e
 
 # %% ../../nbs/0_core/02_io.ipynb #463146af
-def write_folder(folder, # where it shall be
-    fill, # function of an empty folder that writes the files into it
+def write_folder(
+    folder,  # where it shall be
+    fill,  # function of an empty folder that writes the files into it
 ):
     "Write a folder as a whole or not at all; ValueError if that would delete other files, OSError in words if it cannot be written"
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', suffix='.tmp', dir=folder.parent)); new,old = work/'new',work/'old'
+        work = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', suffix='.tmp', dir=folder.parent))
+        new, old = work / 'new', work / 'old'
         try:
-            new.mkdir(); fill(new)                                    # a plain mkdir has the usual permissions, mkdtemp's are for its owner only
+            new.mkdir()
+            fill(new)  # a plain mkdir has the usual permissions, mkdtemp's are for its owner only
             check_replaceable(folder, new)
-            if folder.exists(): folder.rename(old)
+            if folder.exists():
+                folder.rename(old)
             new.rename(folder)
         finally:
-            if old.exists() and not folder.exists(): old.rename(folder)
+            if old.exists() and not folder.exists():
+                old.rename(folder)
             shutil.rmtree(work, ignore_errors=True)
-    except (OSError,SafetensorError) as e:                            # safetensors reports a full disk as an error of its own
-        raise OSError(f"could not write {folder}: {e.__cause__ or e}. What was there before is untouched; free some space or choose another folder, and save again") from e
+    except (
+        OSError,
+        SafetensorError,
+    ) as e:  # safetensors reports a full disk as an error of its own
+        raise OSError(
+            f"could not write {folder}: {e.__cause__ or e}. What was there before is untouched; free some space or choose another folder, and save again"
+        ) from e
 
-def check_replaceable(folder:Path, # where it shall be
-    new:Path, # the folder that would replace it
+
+def check_replaceable(
+    folder: Path,  # where it shall be
+    new: Path,  # the folder that would replace it
 ):
     "ValueError if `folder` holds anything that `new` does not"
-    other = {p.name for p in folder.iterdir()}-{p.name for p in new.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else ()
-    if other: raise ValueError(f"{folder} holds other files ({', '.join(sorted(other)[:5])}) that would be lost: choose a new or an empty folder")
+    other = (
+        {p.name for p in folder.iterdir()} - {p.name for p in new.iterdir()}
+        if folder.is_dir()
+        else {folder.name}
+        if folder.exists()
+        else ()
+    )
+    if other:
+        raise ValueError(
+            f"{folder} holds other files ({', '.join(sorted(other)[:5])}) that would be lost: choose a new or an empty folder"
+        )
 
 # %% ../../nbs/0_core/02_io.ipynb #6b9855a2
-def read_weights(path # a .safetensors file
-)->dict: # name -> tensor
+def read_weights(
+    path,  # a .safetensors file
+) -> dict:  # name -> tensor
     "Load a safetensors file; FileNotFoundError or ValueError in words if it is missing or broken"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no weights at {path}: expected a folder with config.json and model.safetensors, as save_pretrained writes it")
-    try: return load_file(path)
-    except SafetensorError as e: raise ValueError(f"{path} is not a complete safetensors file ({e}): it was cut off or changed; copy it again or use an earlier checkpoint") from e
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights at {path}: expected a folder with config.json and model.safetensors, as save_pretrained writes it"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({e}): it was cut off or changed; copy it again or use an earlier checkpoint"
+        ) from e
 
-def load_weights(model:nn.Module, # what receives them
-    weights:dict, # name -> tensor
-    source='these weights', # named in the error
-)->nn.Module: # the model
+
+def load_weights(
+    model: nn.Module,  # what receives them
+    weights: dict,  # name -> tensor
+    source='these weights',  # named in the error
+) -> nn.Module:  # the model
     "Strict loading whose error says which tensor does not fit, and what is likely wrong"
     own = model.state_dict()
-    bad = [f"{k}: {tuple(v.shape)} in the model, {tuple(weights[k].shape)} in the file" for k,v in own.items() if k in weights and v.shape!=weights[k].shape]
-    bad += [f"{k}: missing in the file" for k in own if k not in weights] + [f"{k}: not in the model" for k in weights if k not in own]
-    if bad: raise ValueError(f"{source} belongs to another architecture: {len(bad)} tensors do not fit, the first: {bad[0]}. Load it with the config it was saved with")
-    model.load_state_dict(weights); return model
+    bad = [
+        f"{k}: {tuple(v.shape)} in the model, {tuple(weights[k].shape)} in the file"
+        for k, v in own.items()
+        if k in weights and v.shape != weights[k].shape
+    ]
+    bad += [f"{k}: missing in the file" for k in own if k not in weights] + [
+        f"{k}: not in the model" for k in weights if k not in own
+    ]
+    if bad:
+        raise ValueError(
+            f"{source} belongs to another architecture: {len(bad)} tensors do not fit, the first: {bad[0]}. Load it with the config it was saved with"
+        )
+    model.load_state_dict(weights)
+    return model
 
 # %% ../../nbs/0_core/02_io.ipynb #d9fa12aa
-def weights_hash(model:nn.Module # any model
-)->str: # 16 hex digits
+def weights_hash(
+    model: nn.Module,  # any model
+) -> str:  # 16 hex digits
     "A fingerprint of a model's weights"
     h = hashlib.sha256()
-    for k,v in sorted(model.state_dict().items()):
-        h.update(k.encode()); h.update(v.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    for k, v in sorted(model.state_dict().items()):
+        h.update(k.encode())
+        h.update(v.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/0_core/02_io.ipynb #c3e91f6a
-def read_config(cls, # `TransformerConfig`, or `dict` for plain JSON
-    path, # a JSON file
-): # an instance of `cls`
+def read_config(
+    cls,  # `TransformerConfig`, or `dict` for plain JSON
+    path,  # a JSON file
+):  # an instance of `cls`
     "Read a config; FileNotFoundError or ValueError in words if it is missing or broken"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no {path.name} in {path.parent}: expected a folder that save_pretrained wrote")
-    try: return json.loads(path.read_text()) if cls is dict else load_config(cls, path)
-    except (json.JSONDecodeError,UnicodeDecodeError) as e: raise ValueError(f"{path} is not valid JSON ({e}): it was cut off or changed; copy it again") from e
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path.name} in {path.parent}: expected a folder that save_pretrained wrote"
+        )
+    try:
+        return json.loads(path.read_text()) if cls is dict else load_config(cls, path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(
+            f"{path} is not valid JSON ({e}): it was cut off or changed; copy it again"
+        ) from e
 
 # %% ../../nbs/0_core/02_io.ipynb #3685e330
-assets = Path(nfig.__file__).parent/'assets' # what comes with the package: checkpoints, images, names
+assets = (
+    Path(nfig.__file__).parent / 'assets'
+)  # what comes with the package: checkpoints, images, names

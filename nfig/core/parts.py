@@ -6,72 +6,112 @@
 __all__ = ['spans', 'added_up', 'claim', 'in_parts', 'parse_share']
 
 # %% ../../nbs/0_core/07_parts.ipynb #5e674593
-import json,os,sys,torch
+import json
+import os
+import sys
+import torch
 from pathlib import Path
 from tqdm import tqdm
-from .io import load_state,replacing,save_state
+from .io import load_state, replacing, save_state
 from .distributed import world
 
 # %% ../../nbs/0_core/07_parts.ipynb #4db09482
-def spans(n:int, # images
-    size:int=1000, # images a part
-)->list: # of (first, behind the last)
+def spans(
+    n: int,  # images
+    size: int = 1000,  # images a part
+) -> list:  # of (first, behind the last)
     "Cut a set into parts; ValueError if there is nothing to cut"
-    if n<1 or size<1: raise ValueError(f"{n} images in parts of {size} asked for: both have to be at least 1")
-    return [(a,min(a+size,n)) for a in range(0,n,size)]
+    if n < 1 or size < 1:
+        raise ValueError(f"{n} images in parts of {size} asked for: both have to be at least 1")
+    return [(a, min(a + size, n)) for a in range(0, n, size)]
 
-def added_up(results # an iterable of dict(sums={name: tensor}, rows={name: tensor})
-)->dict: # of the same form
+
+def added_up(
+    results,  # an iterable of dict(sums={name: tensor}, rows={name: tensor})
+) -> dict:  # of the same form
     "All parts as one, read one at a time"
-    sums,rows = {},{}
+    sums, rows = {}, {}
     for r in results:
-        for k,v in r['sums'].items(): sums[k] = sums[k]+v if k in sums else v
-        for k,v in r.get('rows',{}).items(): rows.setdefault(k,[]).append(v)
-    return dict(sums=sums, rows={k:torch.cat(v) for k,v in rows.items()})
+        for k, v in r['sums'].items():
+            sums[k] = sums[k] + v if k in sums else v
+        for k, v in r.get('rows', {}).items():
+            rows.setdefault(k, []).append(v)
+    return dict(sums=sums, rows={k: torch.cat(v) for k, v in rows.items()})
 
 # %% ../../nbs/0_core/07_parts.ipynb #1ac793c5
-def claim(folder:Path, # of parts; made if missing
-    made:dict, # what is measured, plain data
+def claim(
+    folder: Path,  # of parts; made if missing
+    made: dict,  # what is measured, plain data
 ):
     "Say what a folder of parts is for; ValueError names what differs if it is for something else"
-    path,made = folder/'made.json',json.loads(json.dumps(made)); folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'made.json'
+    made = json.loads(json.dumps(made))
+    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        own = path.with_name(f'made-{os.getpid()}.json')               # others may be here too
-        with replacing(own) as tmp: tmp.write_text(json.dumps(made, indent=1)+'\n')
-        own.replace(path); return
+        own = path.with_name(f'made-{os.getpid()}.json')  # others may be here too
+        with replacing(own) as tmp:
+            tmp.write_text(json.dumps(made, indent=1) + '\n')
+        own.replace(path)
+        return
     old = json.loads(path.read_text())
-    if diff := [k for k in {*old,*made} if old.get(k)!=made.get(k)]:
-        raise ValueError(f"{folder} holds parts of another measurement ({', '.join(f'{k}: {old.get(k)} there, {made.get(k)} now' for k in sorted(diff)[:3])}): choose another folder, or remove it")
+    if diff := [k for k in {*old, *made} if old.get(k) != made.get(k)]:
+        raise ValueError(
+            f"{folder} holds parts of another measurement ({', '.join(f'{k}: {old.get(k)} there, {made.get(k)} now' for k in sorted(diff)[:3])}): choose another folder, or remove it"
+        )
 
 # %% ../../nbs/0_core/07_parts.ipynb #8eade594
-def in_parts(work, # (first, behind the last) -> dict(sums=..., rows=...)
-    n:int, # images
-    folder=None, # where parts are kept; nowhere if None
-    made:dict=None, # what is measured, for the folder's manifest
-    size:int=1000, # images a part
-    shard:tuple=(0,1), # (which, of how many): this process's share of the parts
-    progress:bool=True, # show a progress bar
-)->dict: # all parts added up; None if parts of other shards are missing
+def in_parts(
+    work,  # (first, behind the last) -> dict(sums=..., rows=...)
+    n: int,  # images
+    folder=None,  # where parts are kept; nowhere if None
+    made: dict = None,  # what is measured, for the folder's manifest
+    size: int = 1000,  # images a part
+    shard: tuple = (0, 1),  # (which, of how many): this process's share of the parts
+    progress: bool = True,  # show a progress bar
+) -> dict:  # all parts added up; None if parts of other shards are missing
     "Measure a set part by part; parts that are there are not made again"
-    todo = cut = spans(n,size); files = []
+    todo = cut = spans(n, size)
+    files = []
     if folder:
-        claim(Path(folder), (made or {})|dict(n=n,size=size)); files = [Path(folder)/f'part_{a:08d}.safetensors' for a,_ in cut]
-        todo = [s for s,f in list(zip(cut,files))[shard[0]::shard[1]] if not f.exists()]
-    elif shard!=(0,1): raise ValueError(f"shard {shard[0]}/{shard[1]} given without a folder for the parts: nobody could add them up")
-    bar = tqdm(total=sum(b-a for a,b in todo), unit='image', disable=not progress, delay=10, mininterval=1. if sys.stderr.isatty() else 20.)   # a log file needs few lines
+        claim(Path(folder), (made or {}) | dict(n=n, size=size))
+        files = [Path(folder) / f'part_{a:08d}.safetensors' for a, _ in cut]
+        todo = [s for s, f in list(zip(cut, files))[shard[0] :: shard[1]] if not f.exists()]
+    elif shard != (0, 1):
+        raise ValueError(
+            f"shard {shard[0]}/{shard[1]} given without a folder for the parts: nobody could add them up"
+        )
+    bar = tqdm(
+        total=sum(b - a for a, b in todo),
+        unit='image',
+        disable=not progress,
+        delay=10,
+        mininterval=1.0 if sys.stderr.isatty() else 20.0,
+    )  # a log file needs few lines
+
     def make(a, b):
-        r = work(a,b); bar.update(b-a); return r
-    if not folder: done = added_up(make(*s) for s in todo)
+        r = work(a, b)
+        bar.update(b - a)
+        return r
+
+    if not folder:
+        done = added_up(make(*s) for s in todo)
     else:
-        for a,b in todo: save_state(Path(folder)/f'part_{a:08d}.safetensors', make(a,b))
+        for a, b in todo:
+            save_state(Path(folder) / f'part_{a:08d}.safetensors', make(a, b))
         done = added_up(map(load_state, files)) if all(f.exists() for f in files) else None
-    bar.close(); return done
+    bar.close()
+    return done
 
 # %% ../../nbs/0_core/07_parts.ipynb #c12d7eb7
-def parse_share(text:str='' # '3/8', counted from 0; empty: what torchrun says, or everything
-)->tuple: # (3, 8)
+def parse_share(
+    text: str = '',  # '3/8', counted from 0; empty: what torchrun says, or everything
+) -> tuple:  # (3, 8)
     "Which share of the parts is this process's; ValueError unless it is written as 3/8"
-    if not text: return world()
-    i,_,n = text.partition('/')
-    if not (i.isdecimal() and n.isdecimal() and int(i)<int(n)): raise ValueError(f"shard {text!r} given, expected a part of all parts counted from 0, as 0/8 to 7/8")
-    return int(i),int(n)
+    if not text:
+        return world()
+    i, _, n = text.partition('/')
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise ValueError(
+            f"shard {text!r} given, expected a part of all parts counted from 0, as 0/8 to 7/8"
+        )
+    return int(i), int(n)

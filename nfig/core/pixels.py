@@ -12,35 +12,51 @@ from PIL import Image
 from torch import Tensor
 
 # %% ../../nbs/0_core/05_pixels.ipynb #52f1ca99
-def to_float(u8:Tensor, # uint8, any shape
-)->Tensor: # float32 in [-1,1]
+def to_float(
+    u8: Tensor,  # uint8, any shape
+) -> Tensor:  # float32 in [-1,1]
     "Bytes to the range the models work in"
-    return u8.float()/127.5-1
+    return u8.float() / 127.5 - 1
 
-def to_uint8(x:Tensor, # float in [-1,1]; what lies outside is clipped
-)->Tensor: # uint8
+
+def to_uint8(
+    x: Tensor,  # float in [-1,1]; what lies outside is clipped
+) -> Tensor:  # uint8
     "The inverse of `to_float`, rounded"
-    return ((x.float()+1)*127.5).round().clamp(0,255).to(torch.uint8)
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 # %% ../../nbs/0_core/05_pixels.ipynb #115a25a6
-def to_bytes(x:Tensor # (B,3,H,W) in [-1,1]
-)->np.ndarray: # (B,H,W,3) uint8
+def to_bytes(
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+) -> np.ndarray:  # (B,H,W,3) uint8
     "Images as evaluators read them"
-    return ((x.clamp(-1,1)+1)*127.5).round().byte().permute(0,2,3,1).contiguous().cpu().numpy()
+    return (
+        ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    )
 
 # %% ../../nbs/0_core/05_pixels.ipynb #5645e3e9
-def to_pil(x:Tensor # (B,3,H,W) in [-1,1]
-)->list: # of PIL images
+def to_pil(
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+) -> list:  # of PIL images
     "Images that can be saved or shown"
-    u8 = ((x.detach().float().cpu().clamp(-1,1)+1)*127.5).round().byte().permute(0,2,3,1)
+    u8 = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return [Image.fromarray(o.numpy()) for o in u8]
 
 # %% ../../nbs/0_core/05_pixels.ipynb #dd738beb
-def save_grid(rows, # list of (B,3,H,W) images in [-1,1], one list entry a row
-    path, # PNG to write
-    zoom:int=2, # pixels drawn for each pixel
+def save_grid(
+    rows,  # list of (B,3,H,W) images in [-1,1], one list entry a row
+    path,  # PNG to write
+    zoom: int = 2,  # pixels drawn for each pixel
 ):
     "Rows of images as one PNG"
-    grid = torch.cat([torch.cat(list(r.detach().float().cpu()), 2) for r in rows], 1)             # (3,H*rows,W*B)
-    u8 = ((grid.clamp(-1,1)+1)*127.5).round().byte().repeat_interleave(zoom,1).repeat_interleave(zoom,2)
-    Image.fromarray(u8.permute(1,2,0).numpy()).save(path)
+    grid = torch.cat(
+        [torch.cat(list(r.detach().float().cpu()), 2) for r in rows], 1
+    )  # (3,H*rows,W*B)
+    u8 = (
+        ((grid.clamp(-1, 1) + 1) * 127.5)
+        .round()
+        .byte()
+        .repeat_interleave(zoom, 1)
+        .repeat_interleave(zoom, 2)
+    )
+    Image.fromarray(u8.permute(1, 2, 0).numpy()).save(path)

@@ -7,36 +7,60 @@ __all__ = ['machine', 'about', 'provenance', 'write_result']
 
 # %% ../../nbs/0_core/06_record.ipynb #bd352643
 import torch
-import json,os,platform,re,sys
-from datetime import datetime,timezone
+import json
+import os
+import platform
+import re
+import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from .io import replacing
 
 # %% ../../nbs/0_core/06_record.ipynb #7817c52b
-def machine()->dict: # plain data
+def machine() -> dict:  # plain data
     "What a measurement depends on beside the program"
-    info = Path('/proc/cpuinfo'); names = re.findall(r'model name\s*:\s*(.*)', info.read_text()) if info.exists() else []
-    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None, torch=torch.__version__, python=platform.python_version(),
-                load=round(os.getloadavg()[0],2) if hasattr(os,'getloadavg') else None)
+    info = Path('/proc/cpuinfo')
+    names = re.findall(r'model name\s*:\s*(.*)', info.read_text()) if info.exists() else []
+    return dict(
+        cpu=names[0] if names else platform.processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None,
+    )
 
 # %% ../../nbs/0_core/06_record.ipynb #275a7000
-def about(command:str, # as it was typed, without its arguments
-    **more, # what else is to be known
-)->dict: # plain data
+def about(
+    command: str,  # as it was typed, without its arguments
+    **more,  # what else is to be known
+) -> dict:  # plain data
     "Where a number comes from: command, date, machine"
-    return dict(command=' '.join([command,*sys.argv[1:]]), date=datetime.now(timezone.utc).isoformat(timespec='seconds'), **more, **machine())
+    return dict(
+        command=' '.join([command, *sys.argv[1:]]),
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        **more,
+        **machine(),
+    )
 
-def provenance(a:dict # what `about` made
-)->str: # one line
+
+def provenance(
+    a: dict,  # what `about` made
+) -> str:  # one line
     "Where a number comes from, in a line"
-    return f"{a['command']} ({a['date'][:10]}, {a['gpu'] or a['cpu']}, {a['threads']} thread{'s' if a['threads']!=1 else ''}, torch {a['torch']})"
+    return f"{a['command']} ({a['date'][:10]}, {a['gpu'] or a['cpu']}, {a['threads']} thread{'s' if a['threads'] != 1 else ''}, torch {a['torch']})"
 
-def write_result(out, # JSON file to write; only shown if empty
-    result:dict, # plain data
+
+def write_result(
+    out,  # JSON file to write; only shown if empty
+    result: dict,  # plain data
 ):
     "Write a result, or print it"
     text = json.dumps(result, indent=1)
-    if not out: print(text); return
+    if not out:
+        print(text)
+        return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as tmp: tmp.write_text(text+'\n')
+    with replacing(out) as tmp:
+        tmp.write_text(text + '\n')

@@ -7,266 +7,419 @@ __all__ = ['random_flip', 'crop_at', 'random_crop', 'to_rgb', 'decode', 'ImageDa
            'check_corrupt', 'Reader', 'Strings', 'own_size', 'check_size', 'decode_all', 'from_files']
 
 # %% ../../nbs/4_data/41_images.ipynb #5e8fbe13
-import io,operator,os,warnings
+import io
+import operator
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-import numpy as np,torch
+import numpy as np
+import torch
 from fastcore.basics import patch
-from PIL import Image,ImageOps
+from PIL import Image, ImageOps
 import torch.nn.functional as F
 from torch import Tensor
-from ..core.distributed import shard,world
+from ..core.distributed import shard, world
 
 # %% ../../nbs/4_data/41_images.ipynb #724c0dc9
-def random_flip(x:Tensor, # (B,3,H,W)
-    generator:torch.Generator=None, # a CPU generator; None takes torch's global one
-)->Tensor: # same shape
+def random_flip(
+    x: Tensor,  # (B,3,H,W)
+    generator: torch.Generator = None,  # a CPU generator; None takes torch's global one
+) -> Tensor:  # same shape
     "Mirror each image left to right with probability 1/2"
-    coin = shard(torch.rand(len(x)*world()[1], generator=generator))<.5                # of the whole batch, see `distributed`
-    return torch.where(coin.to(x.device)[:,None,None,None], x.flip(-1), x)
+    coin = (
+        shard(torch.rand(len(x) * world()[1], generator=generator)) < 0.5
+    )  # of the whole batch, see `distributed`
+    return torch.where(coin.to(x.device)[:, None, None, None], x.flip(-1), x)
 
 # %% ../../nbs/4_data/41_images.ipynb #ca5fa15c
-def crop_at(x:Tensor, # (B,C,H,H)
-    size:Tensor, # (B,) sides of the squares, as a share of the image's
-    place:Tensor, # (B,2) in [-1,1]: from the left and upper border to the right and lower one
-)->Tensor: # same shape as `x`
+def crop_at(
+    x: Tensor,  # (B,C,H,H)
+    size: Tensor,  # (B,) sides of the squares, as a share of the image's
+    place: Tensor,  # (B,2) in [-1,1]: from the left and upper border to the right and lower one
+) -> Tensor:  # same shape as `x`
     "A square of each image, brought back to the image's size"
-    theta = torch.zeros(len(x),2,3); theta[:,0,0] = theta[:,1,1] = size; theta[:,:,2] = place*(1-size)[:,None]
+    theta = torch.zeros(len(x), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = size
+    theta[:, :, 2] = place * (1 - size)[:, None]
     grid = F.affine_grid(theta.to(x.device), x.shape, align_corners=False)
-    return F.grid_sample(x, grid.to(x.dtype), mode='bilinear', padding_mode='border', align_corners=False)
+    return F.grid_sample(
+        x, grid.to(x.dtype), mode='bilinear', padding_mode='border', align_corners=False
+    )
 
-def random_crop(x:Tensor, # (B,C,H,H)
-    smallest:float=.8, # least side of the square, as a share of the image's; 1 changes nothing
-    generator:torch.Generator=None, # a CPU generator; None takes torch's global one
-)->Tensor: # same shape
+
+def random_crop(
+    x: Tensor,  # (B,C,H,H)
+    smallest: float = 0.8,  # least side of the square, as a share of the image's; 1 changes nothing
+    generator: torch.Generator = None,  # a CPU generator; None takes torch's global one
+) -> Tensor:  # same shape
     "A random square of each image, brought back to the image's size; ValueError unless 0 < smallest <= 1"
-    if not 0<smallest<=1: raise ValueError(f"crops of {smallest} of the side asked for: give a share above 0 and up to 1")
-    if smallest==1: return x
-    n = len(x)*world()[1]                                                                          # images of the whole batch, see `distributed`
-    size,place = shard(torch.rand(n, generator=generator))*(1-smallest)+smallest, shard(torch.rand(n,2, generator=generator))*2-1
+    if not 0 < smallest <= 1:
+        raise ValueError(
+            f"crops of {smallest} of the side asked for: give a share above 0 and up to 1"
+        )
+    if smallest == 1:
+        return x
+    n = len(x) * world()[1]  # images of the whole batch, see `distributed`
+    size = shard(torch.rand(n, generator=generator)) * (1 - smallest) + smallest
+    place = shard(torch.rand(n, 2, generator=generator)) * 2 - 1
     return crop_at(x, size, place)
 
 # %% ../../nbs/4_data/41_images.ipynb #18ab12b7
-def to_rgb(im:Image.Image, # any mode
-)->Image.Image: # mode RGB
+def to_rgb(
+    im: Image.Image,  # any mode
+) -> Image.Image:  # mode RGB
     "Turn upright (EXIF), bring 16 bits to 8, put transparent pixels on white"
     im = ImageOps.exif_transpose(im)
-    if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im)/257).clip(0,255).astype(np.uint8))
-    if im.mode in ('LA','La','PA','RGBA','RGBa') or 'transparency' in im.info:
+    if im.mode.startswith('I'):
+        im = Image.fromarray((np.asarray(im) / 257).clip(0, 255).astype(np.uint8))
+    if im.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
 # %% ../../nbs/4_data/41_images.ipynb #4e5885da
-def _open(source): return Image.open(io.BytesIO(source) if isinstance(source,bytes) else source) # a path, or a file's bytes
+def _open(source):
+    return Image.open(
+        io.BytesIO(source) if isinstance(source, bytes) else source
+    )  # a path, or a file's bytes
 
-def decode(source, # path of an image file, or the bytes of one
-    size:int=None, # side in pixels; None keeps what there is
-)->Tensor: # (3,H,W) uint8
+
+def decode(
+    source,  # path of an image file, or the bytes of one
+    size: int = None,  # side in pixels; None keeps what there is
+) -> Tensor:  # (3,H,W) uint8
     "One image file as pixels: shorter side scaled to `size`, middle cut out"
     with _open(source) as im:
-        if size: im.draft('RGB', (2*size,2*size))
+        if size:
+            im.draft('RGB', (2 * size, 2 * size))
         im = to_rgb(im)
-    if size and im.size!=(size,size): im = ImageOps.fit(im, (size,size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(im)).permute(2,0,1).contiguous()
+    if size and im.size != (size, size):
+        im = ImageOps.fit(im, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(im)).permute(2, 0, 1).contiguous()
 
 # %% ../../nbs/4_data/41_images.ipynb #73d8e1ec
 class ImageData:
     "Images of one size with labels. `data[i]` is ((3,H,W) uint8, int); `data.__getitems__(i)` is ((B,3,H,W) uint8, (B,) int64)"
-    def __init__(self,
-        images, # (N,1|3,H,W) uint8, or a source: a list of paths or file contents, or what behaves like one
-        labels, # (N,) class of each image
-        classes, # a name for every class
-        size:int, # side of the images, pixels
-        names=None, # what to call each image in a message; the paths if None
-        skipped=(), # (name, reason) of files left out so far
+
+    def __init__(
+        self,
+        images,  # (N,1|3,H,W) uint8, or a source: a list of paths or file contents, or what behaves like one
+        labels,  # (N,) class of each image
+        classes,  # a name for every class
+        size: int,  # side of the images, pixels
+        names=None,  # what to call each image in a message; the paths if None
+        skipped=(),  # (name, reason) of files left out so far
     ):
-        self.images,self.classes,self.size,self.skipped = images,list(classes),size,list(skipped)
+        self.images = images
+        self.classes = list(classes)
+        self.size = size
+        self.skipped = list(skipped)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.names = images if names is None else names
-        self.bad,self.log = {},None                            # index -> reason of what a stand-in stands for; see `log_to`
+        # index -> reason of what a stand-in stands for; see `log_to`
+        self.bad = {}
+        self.log = None
 
     @property
-    def lazy(self)->bool: return not torch.is_tensor(self.images) # decoded when asked for?
-    def __len__(self): return len(self.labels)
+    def lazy(self) -> bool:
+        return not torch.is_tensor(self.images)  # decoded when asked for?
+
+    def __len__(self):
+        return len(self.labels)
+
     def __getitem__(self, i):
-        x,y = self.__getitems__([range(len(self))[i]])
-        return x[0],y[0].item()
+        x, y = self.__getitems__([range(len(self))[i]])
+        return x[0], y[0].item()
 
     def __getitems__(self, idx):
-        x,y,bad = self.read(idx); self.note(bad)
-        return x,y
+        x, y, bad = self.read(idx)
+        self.note(bad)
+        return x, y
 
 # %% ../../nbs/4_data/41_images.ipynb #80591d3a
-def reason(e:Exception)->str: # what went wrong, in a line
+def reason(e: Exception) -> str:  # what went wrong, in a line
     "A decoder's complaint in words"
     return 'not an image' if 'cannot identify' in str(e) else str(e) or type(e).__name__
 
+
 @patch
-def __repr__(self:ImageData): return f"ImageData: {len(self):,} images of {self.size}x{self.size} in {len(self.classes)} classes{', decoded when asked for' if self.lazy else ''}"
+def __repr__(self: ImageData):
+    return f"ImageData: {len(self):,} images of {self.size}x{self.size} in {len(self.classes)} classes{', decoded when asked for' if self.lazy else ''}"
+
 
 class Picked:
     "Some elements of a source, in an order of their own"
-    def __init__(self, source, # what has a length and elements
-        idx, # (n,) array: which of them
-    ): self.source,self.idx = source,idx
-    def __len__(self): return len(self.idx)
-    def __getitem__(self, i:int): return self.source[int(self.idx[i])] # element `i` of the part
+
+    def __init__(
+        self,
+        source,  # what has a length and elements
+        idx,  # (n,) array: which of them
+    ):
+        self.source, self.idx = source, idx
+
+    def __len__(self):
+        return len(self.idx)
+
+    def __getitem__(self, i: int):
+        return self.source[int(self.idx[i])]  # element `i` of the part
+
 
 @patch
-def subset(self:ImageData, idx)->ImageData: # the images with these indices
+def subset(self: ImageData, idx) -> ImageData:  # the images with these indices
     "A part of the images, as another `ImageData`"
     idx = torch.as_tensor(idx, dtype=torch.int64)
-    def pick(v): return v[idx] if torch.is_tensor(v) else [v[i] for i in idx.tolist()] if isinstance(v,list) else Picked(v, idx.numpy())
-    return ImageData(pick(self.images), self.labels[idx], self.classes, self.size, pick(self.names), self.skipped)
+
+    def pick(v):
+        return (
+            v[idx]
+            if torch.is_tensor(v)
+            else [v[i] for i in idx.tolist()]
+            if isinstance(v, list)
+            else Picked(v, idx.numpy())
+        )
+
+    return ImageData(
+        pick(self.images), self.labels[idx], self.classes, self.size, pick(self.names), self.skipped
+    )
 
 # %% ../../nbs/4_data/41_images.ipynb #72f4c8c8
-def try_decode(source, # a list of paths or file contents, or what behaves like one
-    i:int, # which one
-    size:int, # side in pixels
-)->tuple: # (pixels, None) or (None, what went wrong)
+def try_decode(
+    source,  # a list of paths or file contents, or what behaves like one
+    i: int,  # which one
+    size: int,  # side in pixels
+) -> tuple:  # (pixels, None) or (None, what went wrong)
     "`decode` that hands its exception back"
-    try: return decode(source[i], size),None
-    except Exception as e: return None,reason(e)
+    try:
+        return decode(source[i], size), None
+    except Exception as e:
+        return None, reason(e)
 
 # %% ../../nbs/4_data/41_images.ipynb #bd4f2eda
-def too_many(bad:int, # images that cannot be read
-    n:int, # images of the set, with these
-)->bool: # more than 1 %, and more than one?
+def too_many(
+    bad: int,  # images that cannot be read
+    n: int,  # images of the set, with these
+) -> bool:  # more than 1 %, and more than one?
     "Is this a symptom?"
-    return bad>max(1, n//100)
+    return bad > max(1, n // 100)
 
-def check_corrupt(bad:list, # (name, reason) of what cannot be read
-    n:int, # images of the set, with these
+
+def check_corrupt(
+    bad: list,  # (name, reason) of what cannot be read
+    n: int,  # images of the set, with these
 ):
     "ValueError, with the list, if too many images cannot be read"
-    if not too_many(len(bad), n): return
-    told = '; '.join(f'{name} ({why})' for name,why in bad[:20])+(f'; and {len(bad)-20} more' if len(bad)>20 else '')
-    raise ValueError(f"{len(bad)} of {n:,} images cannot be read, which is more than 1 %: {told}. Replace or remove these files, then start again (if all of them look healthy: is the disk still there?)")
+    if not too_many(len(bad), n):
+        return
+    told = '; '.join(f'{name} ({why})' for name, why in bad[:20]) + (
+        f'; and {len(bad) - 20} more' if len(bad) > 20 else ''
+    )
+    raise ValueError(
+        f"{len(bad)} of {n:,} images cannot be read, which is more than 1 %: {told}. Replace or remove these files, then start again (if all of them look healthy: is the disk still there?)"
+    )
 
 # %% ../../nbs/4_data/41_images.ipynb #14ea6dbf
 @patch
-def read(self:ImageData, idx)->tuple: # (images (B,3,H,W) uint8, labels (B,), {index: reason} of what cannot be read)
+def read(
+    self: ImageData, idx
+) -> tuple:  # (images (B,3,H,W) uint8, labels (B,), {index: reason} of what cannot be read)
     "Some images; for one that cannot be read stands the next one that can"
     idx = torch.as_tensor(idx, dtype=torch.int64)
-    if not self.lazy: return self.images[idx].expand(-1,3,-1,-1),self.labels[idx],{}
-    bad = {}; x,at = zip(*(self._readable(i,bad) for i in idx.tolist()))
-    return torch.stack(x),self.labels[list(at)],bad
+    if not self.lazy:
+        return self.images[idx].expand(-1, 3, -1, -1), self.labels[idx], {}
+    bad = {}
+    x, at = zip(*(self._readable(i, bad) for i in idx.tolist()))
+    return torch.stack(x), self.labels[list(at)], bad
+
 
 @patch
-def _readable(self:ImageData, i:int, bad:dict): # -> (image, its index); adds to `bad`
-    for k in chain(range(i,len(self)), range(i)):
-        if too_many(len(self.bad)+len(bad), len(self)): return torch.zeros(3,self.size,self.size,dtype=torch.uint8),i   # `note` ends the run
-        if k in self.bad or k in bad: continue
-        x,why = try_decode(self.images, k, self.size)
-        if x is not None: return x,k
+def _readable(self: ImageData, i: int, bad: dict):  # -> (image, its index); adds to `bad`
+    for k in chain(range(i, len(self)), range(i)):
+        if too_many(len(self.bad) + len(bad), len(self)):
+            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), i  # `note` ends the run
+        if k in self.bad or k in bad:
+            continue
+        x, why = try_decode(self.images, k, self.size)
+        if x is not None:
+            return x, k
         bad[k] = why
     raise ValueError("none of the images can be read any more: is the disk still there?")
 
 # %% ../../nbs/4_data/41_images.ipynb #3df603f8
 @patch
-def note(self:ImageData, bad:dict): # {index: reason}, from `read` here or in a worker
+def note(self: ImageData, bad: dict):  # {index: reason}, from `read` here or in a worker
     "Count, name and log what cannot be read; ValueError, with the list, if that is more than 1 % of the set"
-    new = {k:why for k,why in bad.items() if k not in self.bad}
-    if not new: return
-    self.bad |= new; found = [(str(self.names[k]),why) for k,why in new.items()]; self.skipped += found
-    for n,(name,why) in enumerate(found, len(self.bad)-len(found)+1): warnings.warn(f"cannot read {name} ({why}): another image stands in for it; {n} of {len(self):,} so far")
-    if self.log: _append(self.log, found)
-    check_corrupt([(str(self.names[k]),why) for k,why in self.bad.items()], len(self))
+    new = {k: why for k, why in bad.items() if k not in self.bad}
+    if not new:
+        return
+    self.bad |= new
+    found = [(str(self.names[k]), why) for k, why in new.items()]
+    self.skipped += found
+    for n, (name, why) in enumerate(found, len(self.bad) - len(found) + 1):
+        warnings.warn(
+            f"cannot read {name} ({why}): another image stands in for it; {n} of {len(self):,} so far"
+        )
+    if self.log:
+        _append(self.log, found)
+    check_corrupt([(str(self.names[k]), why) for k, why in self.bad.items()], len(self))
+
 
 @patch
-def log_to(self:ImageData, path # a text file; it is made when there is something to write
+def log_to(
+    self: ImageData,
+    path,  # a text file; it is made when there is something to write
 ):
     "Write what was and what will be left out to a file, a line each"
-    self.log = Path(path); _append(self.log, self.skipped)
+    self.log = Path(path)
+    _append(self.log, self.skipped)
 
-def _append(path, found): # lines that the file does not have yet
+
+def _append(path, found):  # lines that the file does not have yet
     there = set(path.read_text(encoding='utf-8').splitlines()) if path.exists() else ()
-    lines = [l for l in (f'{name}\t{why}' for name,why in found) if l not in there]
+    lines = [l for l in (f'{name}\t{why}' for name, why in found) if l not in there]
     if lines:
-        with open(path,'a',encoding='utf-8') as f: f.write('\n'.join(lines)+'\n')
+        with open(path, 'a', encoding='utf-8') as f:
+            f.write('\n'.join(lines) + '\n')
 
 # %% ../../nbs/4_data/41_images.ipynb #70b438b5
 class Reader:
     "What a worker runs: images and labels, and what it could not read, which only the process that trains can note"
-    def __init__(self, data:ImageData): self.data = data # the worker's own copy
-    def __len__(self): return len(self.data)
-    def __getitems__(self, idx)->tuple: # (images, labels, {index: reason})
+
+    def __init__(self, data: ImageData):
+        self.data = data  # the worker's own copy
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitems__(self, idx) -> tuple:  # (images, labels, {index: reason})
         "A batch"
-        x,y,bad = self.data.read(idx); self.data.bad.update(bad)
-        return x,y,bad
+        x, y, bad = self.data.read(idx)
+        self.data.bad.update(bad)
+        return x, y, bad
 
 # %% ../../nbs/4_data/41_images.ipynb #88d4b6a5
 class Strings:
     "A list of strings, as file names, in two arrays"
-    def __init__(self, strings): # iterable of str
+
+    def __init__(self, strings):  # iterable of str
         raw = [os.fsencode(s) for s in strings]
-        self.ends,self.letters = np.cumsum([len(r) for r in raw], dtype=np.int64),np.frombuffer(b''.join(raw), np.uint8)
-    def __len__(self): return len(self.ends)
-    def __getitem__(self, i:int)->str: # IndexError at the end, so that it can be iterated
+        self.ends = np.cumsum([len(r) for r in raw], dtype=np.int64)
+        self.letters = np.frombuffer(b''.join(raw), np.uint8)
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> str:  # IndexError at the end, so that it can be iterated
         "String `i`"
         i = range(len(self.ends))[i]
-        return os.fsdecode(self.letters[self.ends[i-1] if i else 0:self.ends[i]].tobytes())
+        return os.fsdecode(self.letters[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes())
+
     @classmethod
-    def of(cls, letters, ends): # the two arrays of another one
+    def of(cls, letters, ends):  # the two arrays of another one
         "The strings in these arrays"
-        new = cls.__new__(cls); new.letters,new.ends = letters,ends
+        new = cls.__new__(cls)
+        new.letters, new.ends = letters, ends
         return new
 
 # %% ../../nbs/4_data/41_images.ipynb #96293def
-def own_size(sources, # paths or file contents
-    names=None, # what to call each in a message
-)->int: # side in pixels
+def own_size(
+    sources,  # paths or file contents
+    names=None,  # what to call each in a message
+) -> int:  # side in pixels
     "The side all images share. ValueError if they do not, or are not square"
     found = set()
     for s in sources:
         try:
-            with _open(s) as im: found.add(im.size)
-        except Exception: pass   # is named when it is decoded
-    if not found: raise ValueError(f"none of the {len(sources)} files is an image that can be read; the first is {(names or sources)[0]}")
-    (w,h),(w2,h2) = min(found),max(found)
-    if (w,h)!=(w2,h2) or w!=h: raise ValueError(f"the images are of {len(found)} size(s), from {w}x{h} to {w2}x{h2}: give size=, the side in pixels to bring them to")
+            with _open(s) as im:
+                found.add(im.size)
+        except Exception:
+            pass  # is named when it is decoded
+    if not found:
+        raise ValueError(
+            f"none of the {len(sources)} files is an image that can be read; the first is {(names or sources)[0]}"
+        )
+    (w, h), (w2, h2) = min(found), max(found)
+    if (w, h) != (w2, h2) or w != h:
+        raise ValueError(
+            f"the images are of {len(found)} size(s), from {w}x{h} to {w2}x{h2}: give size=, the side in pixels to bring them to"
+        )
     return w
 
-def check_size(size)->int: # `size` as an int
+
+def check_size(size) -> int:  # `size` as an int
     "ValueError if `size` is no number of pixels"
-    try: side = operator.index(size)
-    except TypeError: side = 0
-    if side<1: raise ValueError(f"size {size!r}: give a whole number of pixels, as size=64")
+    try:
+        side = operator.index(size)
+    except TypeError:
+        side = 0
+    if side < 1:
+        raise ValueError(f"size {size!r}: give a whole number of pixels, as size=64")
     return side
 
 # %% ../../nbs/4_data/41_images.ipynb #a826dcb6
-def decode_all(sources, # paths or file contents
-    size:int, # side in pixels
-)->list: # what `try_decode` gives for each
+def decode_all(
+    sources,  # paths or file contents
+    size: int,  # side in pixels
+) -> list:  # what `try_decode` gives for each
     "Decode a list of files: on threads if the files are heavy, since on small ones the threads cost more than they save"
-    def weigh(s): return len(s) if isinstance(s,bytes) else os.path.exists(s) and os.path.getsize(s)
-    first = range(min(50,len(sources))); heavy = sum(weigh(sources[i]) for i in first)>50*50_000
-    with ThreadPoolExecutor() as pool: return list((pool.map if heavy else map)(lambda i: try_decode(sources,i,size), range(len(sources))))
+
+    def weigh(s):
+        return len(s) if isinstance(s, bytes) else os.path.exists(s) and os.path.getsize(s)
+
+    first = range(min(50, len(sources)))
+    heavy = sum(weigh(sources[i]) for i in first) > 50 * 50_000
+    with ThreadPoolExecutor() as pool:
+        return list(
+            (pool.map if heavy else map)(
+                lambda i: try_decode(sources, i, size), range(len(sources))
+            )
+        )
 
 # %% ../../nbs/4_data/41_images.ipynb #8500ab7c
-def from_files(sources, # paths or file contents
-    labels, # class of each
-    classes, # a name for every class
-    size:int=None, # side in pixels; None: the images' own
-    names=None, # what to call each in a message
-    skipped=(), # (name, reason) of files already left out
-    memory:int=2**30, # bytes of pixels up to which everything is decoded now
-)->ImageData:
+def from_files(
+    sources,  # paths or file contents
+    labels,  # class of each
+    classes,  # a name for every class
+    size: int = None,  # side in pixels; None: the images' own
+    names=None,  # what to call each in a message
+    skipped=(),  # (name, reason) of files already left out
+    memory: int = 2**30,  # bytes of pixels up to which everything is decoded now
+) -> ImageData:
     "Decode what fits into memory, leave the rest for later. ValueError if no image, none of a class, or less than 99 % can be read"
     size = own_size(sources, names) if size is None else check_size(size)
-    if isinstance(sources,list) and sources and isinstance(sources[0],str): sources = Strings(sources)
+    if isinstance(sources, list) and sources and isinstance(sources[0], str):
+        sources = Strings(sources)
     data = ImageData(sources, labels, classes, size, names, skipped)
-    if 3*size*size*len(sources)<=memory: data = _read(data)
-    if bad := data.skipped: warnings.warn(f"left out {len(bad)} file(s): "+'; '.join(f'{n} ({w})' for n,w in bad[:5])+(' …' if len(bad)>5 else ''))
+    if 3 * size * size * len(sources) <= memory:
+        data = _read(data)
+    if bad := data.skipped:
+        warnings.warn(
+            f"left out {len(bad)} file(s): "
+            + '; '.join(f'{n} ({w})' for n, w in bad[:5])
+            + (' …' if len(bad) > 5 else '')
+        )
     return data
 
-def _read(data): # the same images, in memory
-    out = decode_all(data.images, data.size); good = [i for i,(x,_) in enumerate(out) if x is not None]
-    bad = [(str(data.names[i]),why) for i,(_,why) in enumerate(out) if why]
-    if not good: raise ValueError(f"none of the {len(out)} images can be read; the first is {bad[0][0]} ({bad[0][1]})")
-    if gone := set(data.labels.tolist())-set(data.labels[good].tolist()):
-        raise ValueError(f"no readable image is left in class {', '.join(data.classes[c] for c in sorted(gone))}: replace its files or remove it. The first of {len(bad)}: {bad[0][0]} ({bad[0][1]})")
+
+def _read(data):  # the same images, in memory
+    out = decode_all(data.images, data.size)
+    good = [i for i, (x, _) in enumerate(out) if x is not None]
+    bad = [(str(data.names[i]), why) for i, (_, why) in enumerate(out) if why]
+    if not good:
+        raise ValueError(
+            f"none of the {len(out)} images can be read; the first is {bad[0][0]} ({bad[0][1]})"
+        )
+    if gone := set(data.labels.tolist()) - set(data.labels[good].tolist()):
+        raise ValueError(
+            f"no readable image is left in class {', '.join(data.classes[c] for c in sorted(gone))}: replace its files or remove it. The first of {len(bad)}: {bad[0][0]} ({bad[0][1]})"
+        )
     check_corrupt(bad, len(out))
-    return ImageData(torch.stack([out[i][0] for i in good]), data.labels[good], data.classes, data.size, [data.names[i] for i in good], data.skipped+bad)
+    return ImageData(
+        torch.stack([out[i][0] for i in good]),
+        data.labels[good],
+        data.classes,
+        data.size,
+        [data.names[i] for i in good],
+        data.skipped + bad,
+    )

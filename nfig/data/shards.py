@@ -8,188 +8,330 @@ __all__ = ['image_kinds', 'cache', 'split_names', 'split_files', 'scan_tar', 'Ta
            'ArrowNames', 'load_arrow', 'load_parquet']
 
 # %% ../../nbs/4_data/42_shards.ipynb #f15f1b08
-import hashlib,importlib,json,re,tarfile,torch,uuid,numpy as np
+import hashlib
+import importlib
+import json
+import re
+import tarfile
+import torch
+import uuid
+import numpy as np
 from contextlib import suppress
 from pathlib import Path
 from safetensors import SafetensorError
-from safetensors.torch import load_file,save_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from ..core.config import did_you_mean
 from ..core.io import require
-from .images import ImageData,Strings,from_files
+from .images import ImageData, Strings, from_files
 
 # %% ../../nbs/4_data/42_shards.ipynb #a400f389
-def split_names(split:str, # 'train', 'val' or 'test'
-)->tuple: # names under which it may be found, the one asked for first
+def split_names(
+    split: str,  # 'train', 'val' or 'test'
+) -> tuple:  # names under which it may be found, the one asked for first
     "Held-out parts stand in for each other, because most sets have one. ValueError on anything else"
-    held_out = 'val','validation','valid','test'
-    if split=='train': return ('train',)
-    if split not in held_out: raise ValueError(did_you_mean(split, ('train','val','test'), 'split'))
-    return (split,*(h for h in held_out if h!=split))
+    held_out = 'val', 'validation', 'valid', 'test'
+    if split == 'train':
+        return ('train',)
+    if split not in held_out:
+        raise ValueError(did_you_mean(split, ('train', 'val', 'test'), 'split'))
+    return (split, *(h for h in held_out if h != split))
 
-def split_files(path:Path, # a file, or a folder of them
-    split:str='train', # 'train', 'val' or 'test'
-    suffix:str='.parquet', # or '.tar'
-)->list: # paths
+
+def split_files(
+    path: Path,  # a file, or a folder of them
+    split: str = 'train',  # 'train', 'val' or 'test'
+    suffix: str = '.parquet',  # or '.tar'
+) -> list:  # paths
     "The shards of a split, told by the words of their names; those that name no split are for training"
-    if path.is_file() and split=='train': return [path]
+    if path.is_file() and split == 'train':
+        return [path]
     of = {}
     for f in [path] if path.is_file() else sorted(path.rglob(f'*{suffix}')):
-        words = re.split('[^a-z]+', str(f.relative_to(path.parent) if path.is_file() else f.relative_to(path)).lower())
+        words = re.split(
+            '[^a-z]+',
+            str(f.relative_to(path.parent) if path.is_file() else f.relative_to(path)).lower(),
+        )
         of.setdefault(next((n for n in split_names('val') if n in words), 'train'), []).append(f)
     for n in split_names(split):
-        if n in of: return of[n]
-    raise FileNotFoundError(f"no {suffix} file for split {split!r} in {path}: give the folder that holds the files of both, as NAME-train{suffix} and NAME-test{suffix}")
+        if n in of:
+            return of[n]
+    raise FileNotFoundError(
+        f"no {suffix} file for split {split!r} in {path}: give the folder that holds the files of both, as NAME-train{suffix} and NAME-test{suffix}"
+    )
 
 # %% ../../nbs/4_data/42_shards.ipynb #a9702df0
-image_kinds = {'jpg','jpeg','png','webp','bmp','gif','ppm','tif','tiff'} # extensions of pictures
+image_kinds = {
+    'jpg',
+    'jpeg',
+    'png',
+    'webp',
+    'bmp',
+    'gif',
+    'ppm',
+    'tif',
+    'tiff',
+}  # extensions of pictures
 
-def scan_tar(path # a tar file, not compressed
-)->dict: # key -> dict(name, offset, size, label), where the sample has a picture
+
+def scan_tar(
+    path,  # a tar file, not compressed
+) -> dict:  # key -> dict(name, offset, size, label), where the sample has a picture
     "What is in a shard: where each picture is, and its label from KEY.cls (a number or a name) or KEY.json. ValueError if the file is damaged"
     found = {}
     try:
         with tarfile.open(path, 'r:') as t:
             for m in filter(tarfile.TarInfo.isfile, t):
-                folder,_,base = m.name.rpartition('/'); key,_,kind = base.partition('.'); s = found.setdefault(f'{folder}/{key}', {})
-                if kind.lower() in image_kinds: s.update(name=m.name, offset=m.offset_data, size=m.size)
-                elif kind=='cls': s['label'] = _number(t.extractfile(m).read().decode().strip())
-                elif kind=='json': s.setdefault('label', json.loads(t.extractfile(m).read()).get('label'))
-    except (tarfile.TarError,ValueError,EOFError) as e:
-        raise ValueError(f"{path} cannot be read as a tar file ({e}): is it complete? A compressed one (.tar.gz) has to be unpacked to .tar first, since nobody can jump in it") from None
-    return {k:s for k,s in found.items() if 'name' in s}
+                folder, _, base = m.name.rpartition('/')
+                key, _, kind = base.partition('.')
+                s = found.setdefault(f'{folder}/{key}', {})
+                if kind.lower() in image_kinds:
+                    s.update(name=m.name, offset=m.offset_data, size=m.size)
+                elif kind == 'cls':
+                    s['label'] = _number(t.extractfile(m).read().decode().strip())
+                elif kind == 'json':
+                    s.setdefault('label', json.loads(t.extractfile(m).read()).get('label'))
+    except (tarfile.TarError, ValueError, EOFError) as e:
+        raise ValueError(
+            f"{path} cannot be read as a tar file ({e}): is it complete? A compressed one (.tar.gz) has to be unpacked to .tar first, since nobody can jump in it"
+        ) from None
+    return {k: s for k, s in found.items() if 'name' in s}
 
-def _number(text): return int(text) if text.isdigit() else text
+
+def _number(text):
+    return int(text) if text.isdigit() else text
 
 # %% ../../nbs/4_data/42_shards.ipynb #002207bc
 class TarFiles:
     "The bytes of images in tar files, by number"
-    def __init__(self, paths, # the shards
-        which, # (N,) int32: the shard of each image
-        offset, # (N,) int64: where it begins, bytes
-        size, # (N,) int64: how long it is, bytes
-    ): self.paths,self.which,self.offset,self.size = [str(p) for p in paths],which,offset,size
-    def __len__(self): return len(self.which)
-    def __getitem__(self, i:int)->bytes: # OSError if the file is gone
-        "The contents of image `i`"
-        with open(self.paths[self.which[i]],'rb', buffering=0) as f: f.seek(self.offset[i]); return f.read(self.size[i])
 
-def index_tars(paths # the shards
-)->dict: # which, offset, size, letters, ends as arrays, label as a list
+    def __init__(
+        self,
+        paths,  # the shards
+        which,  # (N,) int32: the shard of each image
+        offset,  # (N,) int64: where it begins, bytes
+        size,  # (N,) int64: how long it is, bytes
+    ):
+        self.paths = [str(p) for p in paths]
+        self.which = which
+        self.offset = offset
+        self.size = size
+
+    def __len__(self):
+        return len(self.which)
+
+    def __getitem__(self, i: int) -> bytes:  # OSError if the file is gone
+        "The contents of image `i`"
+        with open(self.paths[self.which[i]], 'rb', buffering=0) as f:
+            f.seek(self.offset[i])
+            return f.read(self.size[i])
+
+
+def index_tars(
+    paths,  # the shards
+) -> dict:  # which, offset, size, letters, ends as arrays, label as a list
     "Scan shards"
-    rows = [(k,s) for k,p in enumerate(tqdm(paths, desc='index', unit='shard', disable=len(paths)<50)) for s in scan_tar(p).values()]
-    if not rows: raise ValueError(f"{len(paths)} tar file(s), the first is {paths[0]}, and not one picture in them: expected KEY.jpg beside KEY.cls")
-    names = Strings(f'{Path(paths[k]).name}/{s["name"]}' for k,s in rows)
-    return dict(which=np.array([k for k,_ in rows],np.int32), offset=np.array([s['offset'] for _,s in rows]), size=np.array([s['size'] for _,s in rows]),
-                letters=names.letters, ends=names.ends, label=[s.get('label') for _,s in rows])
+    rows = [
+        (k, s)
+        for k, p in enumerate(tqdm(paths, desc='index', unit='shard', disable=len(paths) < 50))
+        for s in scan_tar(p).values()
+    ]
+    if not rows:
+        raise ValueError(
+            f"{len(paths)} tar file(s), the first is {paths[0]}, and not one picture in them: expected KEY.jpg beside KEY.cls"
+        )
+    names = Strings(f'{Path(paths[k]).name}/{s["name"]}' for k, s in rows)
+    return dict(
+        which=np.array([k for k, _ in rows], np.int32),
+        offset=np.array([s['offset'] for _, s in rows]),
+        size=np.array([s['size'] for _, s in rows]),
+        letters=names.letters,
+        ends=names.ends,
+        label=[s.get('label') for _, s in rows],
+    )
 
 # %% ../../nbs/4_data/42_shards.ipynb #ab09bf0f
 cache = Path('~/.cache/nfig').expanduser()
 
-def tar_index(paths, # the shards
-    folder:Path=None, # where indices are kept; the user's cache if None
-)->dict: # as `index_tars` gives it
+
+def tar_index(
+    paths,  # the shards
+    folder: Path = None,  # where indices are kept; the user's cache if None
+) -> dict:  # as `index_tars` gives it
     "The index of these shards, read or made"
-    key = hashlib.sha256(json.dumps([(str(Path(p).resolve()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in paths]).encode()).hexdigest()[:16]
-    kept = (folder or cache/'index')/f'{key}.safetensors'
-    with suppress(OSError,SafetensorError):
-        ix = {k:v.numpy() for k,v in load_file(kept).items()}; return ix|dict(label=json.loads(ix['label'].tobytes()))
-    ix = index_tars(paths); own = kept.with_suffix(f'.{uuid.uuid4().hex[:8]}')            # another process may be writing it, too
-    with suppress(OSError,SafetensorError):                                                # no place to keep it is no reason to stop
+    key = hashlib.sha256(
+        json.dumps(
+            [
+                (str(Path(p).resolve()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns)
+                for p in paths
+            ]
+        ).encode()
+    ).hexdigest()[:16]
+    kept = (folder or cache / 'index') / f'{key}.safetensors'
+    with suppress(OSError, SafetensorError):
+        ix = {k: v.numpy() for k, v in load_file(kept).items()}
+        return ix | dict(label=json.loads(ix['label'].tobytes()))
+    ix = index_tars(paths)
+    own = kept.with_suffix(f'.{uuid.uuid4().hex[:8]}')  # another process may be writing it, too
+    with suppress(OSError, SafetensorError):  # no place to keep it is no reason to stop
         kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k:torch.from_numpy(np.array(v)) for k,v in (ix|dict(label=np.frombuffer(json.dumps(ix['label']).encode(),np.uint8))).items()}, own); own.replace(kept)
+        save_file(
+            {
+                k: torch.from_numpy(np.array(v))
+                for k, v in (
+                    ix | dict(label=np.frombuffer(json.dumps(ix['label']).encode(), np.uint8))
+                ).items()
+            },
+            own,
+        )
+        own.replace(kept)
     return ix
 
 # %% ../../nbs/4_data/42_shards.ipynb #37a80cbf
-def label_numbers(raw, # label of each image: all numbers, all strings, or all None
-    names=None, # of the classes, where they are known
-    source='the set', # named in messages
-)->tuple: # (labels (N,) list, class names)
+def label_numbers(
+    raw,  # label of each image: all numbers, all strings, or all None
+    names=None,  # of the classes, where they are known
+    source='the set',  # named in messages
+) -> tuple:  # (labels (N,) list, class names)
     "Labels as numbers, and what they are called. ValueError if they are mixed or negative"
-    if all(v is None for v in raw): return [0]*len(raw),['image']
-    if all(isinstance(v,str) for v in raw):
-        found = sorted(set(raw)); return list(map({n:i for i,n in enumerate(found)}.get, raw)),found
-    wrong = next((v for v in raw if not isinstance(v,int) or v<0), None)
-    if wrong is not None or None in raw: raise ValueError(f"the labels of {source} must be whole numbers from 0, or strings, for every image; there is {wrong!r}")
-    n = max(raw, default=-1)+1
-    if names and len(names)<n: raise ValueError(f"{source} has a label {n-1}, but only {len(names)} class names: complete them, or remove them")
-    return raw, list(names or map(str,range(n)))
+    if all(v is None for v in raw):
+        return [0] * len(raw), ['image']
+    if all(isinstance(v, str) for v in raw):
+        found = sorted(set(raw))
+        return list(map({n: i for i, n in enumerate(found)}.get, raw)), found
+    wrong = next((v for v in raw if not isinstance(v, int) or v < 0), None)
+    if wrong is not None or None in raw:
+        raise ValueError(
+            f"the labels of {source} must be whole numbers from 0, or strings, for every image; there is {wrong!r}"
+        )
+    n = max(raw, default=-1) + 1
+    if names and len(names) < n:
+        raise ValueError(
+            f"{source} has a label {n - 1}, but only {len(names)} class names: complete them, or remove them"
+        )
+    return raw, list(names or map(str, range(n)))
 
-def load_tar(path, # a tar file, or a folder of them
-    size:int=None, # side in pixels; None: the images' own
-    split:str='train', # 'train', 'val' or 'test'
-    folder:Path=None, # where indices are kept; the user's cache if None
-)->ImageData:
+
+def load_tar(
+    path,  # a tar file, or a folder of them
+    size: int = None,  # side in pixels; None: the images' own
+    split: str = 'train',  # 'train', 'val' or 'test'
+    folder: Path = None,  # where indices are kept; the user's cache if None
+) -> ImageData:
     "Images of WebDataset shards"
-    path = Path(path); files = split_files(path, split, '.tar'); ix = tar_index(files, folder); known = files[0].parent/'classes.txt'
-    labels,classes = label_numbers(ix['label'], known.read_text().splitlines() if known.exists() else None, path)
-    return from_files(TarFiles(files, ix['which'], ix['offset'], ix['size']), labels, classes, size, Strings.of(ix['letters'],ix['ends']))
+    path = Path(path)
+    files = split_files(path, split, '.tar')
+    ix = tar_index(files, folder)
+    known = files[0].parent / 'classes.txt'
+    labels, classes = label_numbers(
+        ix['label'], known.read_text().splitlines() if known.exists() else None, path
+    )
+    return from_files(
+        TarFiles(files, ix['which'], ix['offset'], ix['size']),
+        labels,
+        classes,
+        size,
+        Strings.of(ix['letters'], ix['ends']),
+    )
 
 # %% ../../nbs/4_data/42_shards.ipynb #bc32a779
-def label_names(table, # pyarrow table
-)->tuple: # (labels (N,), class names)
+def label_names(
+    table,  # pyarrow table
+) -> tuple:  # (labels (N,), class names)
     "Labels of a table as numbers, and what they are called"
-    raw = table['label'].to_pylist(); meta = json.loads((table.schema.metadata or {}).get(b'huggingface', b'{}'))
-    names = meta.get('info',{}).get('features',{}).get('label',{}).get('names')
-    if not names and 'name' in table.column_names and all(isinstance(v,int) for v in raw):
-        given = dict(zip(raw, table['name'].to_pylist())); names = [given.get(i, str(i)) for i in range(max(raw,default=-1)+1)]
+    raw = table['label'].to_pylist()
+    meta = json.loads((table.schema.metadata or {}).get(b'huggingface', b'{}'))
+    names = meta.get('info', {}).get('features', {}).get('label', {}).get('names')
+    if not names and 'name' in table.column_names and all(isinstance(v, int) for v in raw):
+        given = dict(zip(raw, table['name'].to_pylist()))
+        names = [given.get(i, str(i)) for i in range(max(raw, default=-1) + 1)]
     return label_numbers(raw, names, "column 'label'")
 
 # %% ../../nbs/4_data/42_shards.ipynb #679dcb3c
-def check_columns(path, names): # a Parquet file and its columns -> those that are read
+def check_columns(path, names):  # a Parquet file and its columns -> those that are read
     "ValueError if images or labels are missing"
-    if not {'image','label'}<={*names,*('image' for c in names if c=='img')}: raise ValueError(f"{path} has the columns {', '.join(names)}; needed are image and label")
-    return [c for c in ('image','img','label','name') if c in names]
+    if not {'image', 'label'} <= {*names, *('image' for c in names if c == 'img')}:
+        raise ValueError(f"{path} has the columns {', '.join(names)}; needed are image and label")
+    return [c for c in ('image', 'img', 'label', 'name') if c in names]
 
-def read_parquet(path, # a Parquet file
-    what='read_table', # function of `pyarrow.parquet`: or 'read_schema'
-): # what it gives
+
+def read_parquet(
+    path,  # a Parquet file
+    what='read_table',  # function of `pyarrow.parquet`: or 'read_schema'
+):  # what it gives
     "A Parquet file, or its schema. ValueError if it is damaged"
-    try: return getattr(importlib.import_module('pyarrow.parquet'), what)(path)
-    except (ValueError,OSError) as e: raise ValueError(f"{path} cannot be read as Parquet ({e}): is it complete?") from None
+    try:
+        return getattr(importlib.import_module('pyarrow.parquet'), what)(path)
+    except (ValueError, OSError) as e:
+        raise ValueError(f"{path} cannot be read as Parquet ({e}): is it complete?") from None
 
-def read_table(path): # -> pyarrow table with the columns image, label and perhaps name
+
+def read_table(path):  # -> pyarrow table with the columns image, label and perhaps name
     "One Parquet file. ValueError if it is damaged or has other columns"
-    t = read_parquet(path); t = t.select(check_columns(path, t.column_names))
-    return t.rename_columns(['image' if c=='img' else c for c in t.column_names])
+    t = read_parquet(path)
+    t = t.select(check_columns(path, t.column_names))
+    return t.rename_columns(['image' if c == 'img' else c for c in t.column_names])
 
 # %% ../../nbs/4_data/42_shards.ipynb #6e5b1eda
 class ArrowFiles:
     "The bytes of images in a mapped table, by number"
-    def __init__(self, rows): self.rows = rows # a `datasets.Dataset` with a column `image`
-    def __len__(self): return len(self.rows)
-    def cell(self, i:int)->dict: # {'bytes', 'path'}
+
+    def __init__(self, rows):
+        self.rows = rows  # a `datasets.Dataset` with a column `image`
+
+    def __len__(self):
+        return len(self.rows)
+
+    def cell(self, i: int) -> dict:  # {'bytes', 'path'}
         "What the column holds for image `i`; IndexError at the end, so that a source can be iterated"
-        if not 0<=i<len(self): raise IndexError(i)
+        if not 0 <= i < len(self):
+            raise IndexError(i)
         c = self.rows.data.column('image')[i].as_py()
-        return c if isinstance(c,dict) else dict(bytes=c)
-    def __getitem__(self, i:int)->bytes: return self.cell(i)['bytes'] or b'' # a file's contents
+        return c if isinstance(c, dict) else dict(bytes=c)
+
+    def __getitem__(self, i: int) -> bytes:
+        return self.cell(i)['bytes'] or b''  # a file's contents
+
 
 class ArrowNames(ArrowFiles):
     "What to call these images"
-    def __getitem__(self, i:int)->str: return self.cell(i).get('path') or f'row {i}' # a file's name, if there is one
 
-def load_arrow(files, # Parquet files
-    size:int=None, # side in pixels; None: the images' own
-    folder=None, # where `datasets` keeps its files; its own cache if None
-)->ImageData:
+    def __getitem__(self, i: int) -> str:
+        return self.cell(i).get('path') or f'row {i}'  # a file's name, if there is one
+
+
+def load_arrow(
+    files,  # Parquet files
+    size: int = None,  # side in pixels; None: the images' own
+    folder=None,  # where `datasets` keeps its files; its own cache if None
+) -> ImageData:
     "Images of Parquet files, mapped into memory by way of Arrow files"
-    for f in files: check_columns(f, read_parquet(f,'read_schema').names)
-    ds = require('datasets').load_dataset('parquet', data_files=[str(f) for f in files], split='train', cache_dir=folder and str(folder))
-    if 'img' in ds.column_names: ds = ds.rename_column('img','image')
-    labels,classes = label_names(ds.data)
+    for f in files:
+        check_columns(f, read_parquet(f, 'read_schema').names)
+    ds = require('datasets').load_dataset(
+        'parquet',
+        data_files=[str(f) for f in files],
+        split='train',
+        cache_dir=folder and str(folder),
+    )
+    if 'img' in ds.column_names:
+        ds = ds.rename_column('img', 'image')
+    labels, classes = label_names(ds.data)
     return from_files(ArrowFiles(ds), labels, classes, size, ArrowNames(ds))
 
 # %% ../../nbs/4_data/42_shards.ipynb #ca39f679
-def load_parquet(path, # a Parquet file, or a folder of them
-    size:int=None, # side in pixels; None: the images' own
-    split:str='train', # 'train', 'val' or 'test'
-    memory:int=2**30, # bytes of files up to which they are read as they are
-)->ImageData:
+def load_parquet(
+    path,  # a Parquet file, or a folder of them
+    size: int = None,  # side in pixels; None: the images' own
+    split: str = 'train',  # 'train', 'val' or 'test'
+    memory: int = 2**30,  # bytes of files up to which they are read as they are
+) -> ImageData:
     "Images of Parquet files with columns `image` (bytes, or a struct with bytes) and `label`"
     files = split_files(Path(path), split)
-    if sum(f.stat().st_size for f in files)>memory: return load_arrow(files, size)
-    table = importlib.import_module('pyarrow').concat_tables(map(read_table, files)); labels,classes = label_names(table)
-    rows = [r if isinstance(r,dict) else {'bytes':r} for r in table['image'].to_pylist()]
-    names = [r.get('path') or f'row {i} of {path}' for i,r in enumerate(rows)]
+    if sum(f.stat().st_size for f in files) > memory:
+        return load_arrow(files, size)
+    table = importlib.import_module('pyarrow').concat_tables(map(read_table, files))
+    labels, classes = label_names(table)
+    rows = [r if isinstance(r, dict) else {'bytes': r} for r in table['image'].to_pylist()]
+    names = [r.get('path') or f'row {i} of {path}' for i, r in enumerate(rows)]
     return from_files([r['bytes'] or b'' for r in rows], labels, classes, size, names)

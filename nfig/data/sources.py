@@ -8,7 +8,8 @@ __all__ = ['fashion_classes', 'cifar_classes', 'where', 'shards', 'loaders', 'ep
            'load_fashion', 'load_cifar', 'load_bundled', 'load_data', 'read_batches', 'loader']
 
 # %% ../../nbs/4_data/43_sources.ipynb #15997f67
-import gzip,os
+import gzip
+import os
 from pathlib import Path
 import torch
 import numpy as np
@@ -16,181 +17,286 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from ..core.config import did_you_mean
-from ..core.io import assets,require
+from ..core.io import assets, require
 from ..core.distributed import shard
-from .images import ImageData,Reader,check_size,from_files
-from .shards import cache,load_parquet,load_tar,split_names
+from .images import ImageData, Reader, check_size, from_files
+from .shards import cache, load_parquet, load_tar, split_names
 
 # %% ../../nbs/4_data/43_sources.ipynb #de67b3b8
-def epoch_order(n:int, # images
-    seed:int, # of the run
-    epoch:int, # counted from 0
-)->Tensor: # (n,) a permutation
+def epoch_order(
+    n: int,  # images
+    seed: int,  # of the run
+    epoch: int,  # counted from 0
+) -> Tensor:  # (n,) a permutation
     "The order of one epoch, a function of its arguments only"
-    g = torch.Generator().manual_seed(seed*1_000_003+epoch)
+    g = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(n, generator=g)
 
-def batches(n:int, # images
-    batch_size:int, # images a batch
-    seed:int=0, # of the run
-    start_step:int=0, # batches to leave out at the start
-): # endless iterator of (batch_size,) int64
+
+def batches(
+    n: int,  # images
+    batch_size: int,  # images a batch
+    seed: int = 0,  # of the run
+    start_step: int = 0,  # batches to leave out at the start
+):  # endless iterator of (batch_size,) int64
     "Batches of indices, for ever; what does not fill a batch is left out. ValueError if none can be filled"
-    if not 1<=batch_size<=n: raise ValueError(f"batch size {batch_size} with {n} images: choose one from 1 to {n}")
-    return _batches(n, batch_size, seed, *divmod(start_step, n//batch_size))
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch size {batch_size} with {n} images: choose one from 1 to {n}")
+    return _batches(n, batch_size, seed, *divmod(start_step, n // batch_size))
+
 
 def _batches(n, size, seed, epoch, at):
     while True:
         order = epoch_order(n, seed, epoch)
-        for k in range(at, n//size): yield order[k*size:(k+1)*size]
-        epoch,at = epoch+1,0
+        for k in range(at, n // size):
+            yield order[k * size : (k + 1) * size]
+        epoch, at = epoch + 1, 0
 
 # %% ../../nbs/4_data/43_sources.ipynb #389ac4cf
-def split_folder(root:Path, # what the user gave
-    split:str, # 'train', 'val' or 'test'
-)->Path: # where this split's class folders are
+def split_folder(
+    root: Path,  # what the user gave
+    split: str,  # 'train', 'val' or 'test'
+) -> Path:  # where this split's class folders are
     "`root/train` or `root/val` if there is such a thing, else `root` for training. FileNotFoundError if nothing is held out"
     dirs = {p.name for p in root.iterdir() if p.is_dir()}
-    has = dirs&{'train',*split_names('val')}
-    if len(has)==1 and has!=dirs: has = set()   # one class among others is called 'train'
-    found = [root/n for n in split_names(split) if n in has]+[root]*(split=='train')
-    if found: return found[0]
-    raise FileNotFoundError(f"{root} has no held-out images: move some of each class into {root/'test'}/CLASS, and the others into {root/'train'}/CLASS")
+    has = dirs & {'train', *split_names('val')}
+    if len(has) == 1 and has != dirs:
+        has = set()  # one class among others is called 'train'
+    found = [root / n for n in split_names(split) if n in has] + [root] * (split == 'train')
+    if found:
+        return found[0]
+    raise FileNotFoundError(
+        f"{root} has no held-out images: move some of each class into {root / 'test'}/CLASS, and the others into {root / 'train'}/CLASS"
+    )
 
 # %% ../../nbs/4_data/43_sources.ipynb #5506334e
-def files_below(folder:Path)->list: # paths, sorted
+def files_below(folder: Path) -> list:  # paths, sorted
     "All files below a folder that are not hidden"
-    return sorted(os.path.join(d,f) for d,_,fs in os.walk(folder, followlinks=True) for f in fs if not f.startswith('.'))
+    return sorted(
+        os.path.join(d, f)
+        for d, _, fs in os.walk(folder, followlinks=True)
+        for f in fs
+        if not f.startswith('.')
+    )
 
-def load_folder(root, # folder of class folders
-    size:int=None, # side in pixels; None: the images' own
-    split:str='train', # 'train', 'val' or 'test'
-)->ImageData:
+
+def load_folder(
+    root,  # folder of class folders
+    size: int = None,  # side in pixels; None: the images' own
+    split: str = 'train',  # 'train', 'val' or 'test'
+) -> ImageData:
     "Images of a folder. FileNotFoundError or ValueError say what is missing"
     root = split_folder(Path(root), split)
-    top = sorted(p for p in root.iterdir() if not p.name.startswith(('.','__')))
+    top = sorted(p for p in root.iterdir() if not p.name.startswith(('.', '__')))
     dirs = [p for p in top if p.is_dir()] or [root]
-    loose = [(str(p),'lies outside the class folders') for p in top if p.is_file() and dirs!=[root]]
+    loose = [
+        (str(p), 'lies outside the class folders') for p in top if p.is_file() and dirs != [root]
+    ]
     found = [files_below(d) for d in dirs]
-    if empty := [str(d) for d,f in zip(dirs,found) if not f]:
-        raise FileNotFoundError(f"no images in {', '.join(empty)}: put images there (as {root}/CLASS/picture.png), or remove the folder")
-    labels = [c for c,f in enumerate(found) for _ in f]
-    return from_files([p for f in found for p in f], labels, [d.name for d in dirs], size, skipped=loose)
+    if empty := [str(d) for d, f in zip(dirs, found) if not f]:
+        raise FileNotFoundError(
+            f"no images in {', '.join(empty)}: put images there (as {root}/CLASS/picture.png), or remove the folder"
+        )
+    labels = [c for c, f in enumerate(found) for _ in f]
+    return from_files(
+        [p for f in found for p in f], labels, [d.name for d in dirs], size, skipped=loose
+    )
 
 # %% ../../nbs/4_data/43_sources.ipynb #d925a377
-fashion_classes = 'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot'.split(',')
+fashion_classes = (
+    'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot'.split(',')
+)
 cifar_classes = 'airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck'.split(',')
-where = {'fashion-mnist':('FashionMNIST', 'its four files (train-images-idx3-ubyte.gz, …)'), # torchvision's name, what to put where
-         'cifar10':('CIFAR10', "cifar10-train.parquet and cifar10-test.parquet, or torchvision's cifar-10-batches-py,")}
+where = {
+    'fashion-mnist': (
+        'FashionMNIST',
+        'its four files (train-images-idx3-ubyte.gz, …)',
+    ),  # torchvision's name, what to put where
+    'cifar10': (
+        'CIFAR10',
+        "cifar10-train.parquet and cifar10-test.parquet, or torchvision's cifar-10-batches-py,",
+    ),
+}
 
-def places()->list: # folders, most specific first
+
+def places() -> list:  # folders, most specific first
     "Where named data sets are looked for"
     own = [Path(os.environ['NFIG_DATA'])] if os.environ.get('NFIG_DATA') else []
-    return own+[Path('data'), cache, Path('/usr/share/datasets')]
+    return own + [Path('data'), cache, Path('/usr/share/datasets')]
 
-def first_found(*relative, # paths or patterns below `places`
-)->Path: # the first that exists, or None
+
+def first_found(
+    *relative,  # paths or patterns below `places`
+) -> Path:  # the first that exists, or None
     "Look for files in every place"
-    return next((hit for place in places() for r in relative for hit in sorted(place.glob(r))), None)
+    return next(
+        (hit for place in places() for r in relative for hit in sorted(place.glob(r))), None
+    )
 
-def read_idx(path, # an idx file, gzipped or not
-)->Tensor: # uint8
+
+def read_idx(
+    path,  # an idx file, gzipped or not
+) -> Tensor:  # uint8
     "MNIST's array format: 2 zero bytes, type, number of axes, the axes' lengths, then the values. ValueError if it is not that"
     try:
         raw = Path(path).read_bytes()
-        raw = gzip.decompress(raw) if raw[:2]==b'\x1f\x8b' else raw
+        raw = gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
         shape = np.frombuffer(raw, '>u4', raw[3], 4)
-        return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4+4*raw[3]).reshape(shape).copy())
-    except (EOFError,OSError,ValueError,IndexError) as e: raise ValueError(f"{path} is damaged ({e}): delete it and fetch it again") from None
+        return torch.from_numpy(
+            np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy()
+        )
+    except (EOFError, OSError, ValueError, IndexError) as e:
+        raise ValueError(f"{path} is damaged ({e}): delete it and fetch it again") from None
 
 # %% ../../nbs/4_data/43_sources.ipynb #2a2af2fc
-def square(images:Tensor, # (N,1|3,H,W) uint8
-    size:int=None, # side in pixels; None: as they are, 28 padded to 32
-)->Tensor: # (N,1|3,size,size) uint8
+def square(
+    images: Tensor,  # (N,1|3,H,W) uint8
+    size: int = None,  # side in pixels; None: as they are, 28 padded to 32
+) -> Tensor:  # (N,1|3,size,size) uint8
     "Bring arrays to a size: MNIST's 28 are padded with black, other sizes are resampled"
-    if images.shape[-1]==28 and size!=28: images = F.pad(images, (2,)*4)
-    if size in (None,images.shape[-1]): return images
-    def resize(p): return F.interpolate(p.float(), size=(size,size), mode='bicubic', antialias=True)
-    return torch.cat([resize(p).round().clamp(0,255).to(torch.uint8) for p in images.split(1000)])
+    if images.shape[-1] == 28 and size != 28:
+        images = F.pad(images, (2,) * 4)
+    if size in (None, images.shape[-1]):
+        return images
 
-def from_arrays(images, # (N,H,W), (N,H,W,3) uint8, array or tensor
-    labels, # (N,)
-    classes, # names
-    size:int=None, # side in pixels
-)->ImageData:
+    def resize(p):
+        return F.interpolate(p.float(), size=(size, size), mode='bicubic', antialias=True)
+
+    return torch.cat([resize(p).round().clamp(0, 255).to(torch.uint8) for p in images.split(1000)])
+
+
+def from_arrays(
+    images,  # (N,H,W), (N,H,W,3) uint8, array or tensor
+    labels,  # (N,)
+    classes,  # names
+    size: int = None,  # side in pixels
+) -> ImageData:
     "An `ImageData` of pixels that are in memory already"
     x = torch.as_tensor(images)
-    x = square(x[:,None] if x.ndim==3 else x.permute(0,3,1,2).contiguous(), size)
+    x = square(x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous(), size)
     return ImageData(x, labels, classes, x.shape[-1], names=range(len(x)))
 
 # %% ../../nbs/4_data/43_sources.ipynb #852b0ba7
-def fetch(name:str, # a key of `where`
-    split:str, # 'train' or 'test'
-    root:Path=cache, # where torchvision keeps it
-    download:bool=True, # may the network be used?
-): # torchvision's data set
+def fetch(
+    name: str,  # a key of `where`
+    split: str,  # 'train' or 'test'
+    root: Path = cache,  # where torchvision keeps it
+    download: bool = True,  # may the network be used?
+):  # torchvision's data set
     "The data set through torchvision. FileNotFoundError says what to put where"
-    kind,files = where[name]
-    try: return getattr(require('torchvision').datasets, kind)(root, train=split=='train', download=download)
-    except Exception as e: raise FileNotFoundError(f"{name} is not on this computer and could not be downloaded ({e}). Put {files} into a folder called {name} in one of: {', '.join(map(str,places()))} (the variable NFIG_DATA adds a place)") from None
+    kind, files = where[name]
+    try:
+        return getattr(require('torchvision').datasets, kind)(
+            root, train=split == 'train', download=download
+        )
+    except Exception as e:
+        raise FileNotFoundError(
+            f"{name} is not on this computer and could not be downloaded ({e}). Put {files} into a folder called {name} in one of: {', '.join(map(str, places()))} (the variable NFIG_DATA adds a place)"
+        ) from None
 
 # %% ../../nbs/4_data/43_sources.ipynb #86d7701a
-def load_fashion(size=None, split='train')->ImageData: # the whole of Fashion-MNIST
+def load_fashion(size=None, split='train') -> ImageData:  # the whole of Fashion-MNIST
     "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): 60,000 + 10,000 grey images of clothes"
-    stem,name = 'train' if split=='train' else 't10k','fashion-mnist'
-    def look(kind): return first_found(*[f'{d}/{stem}-{kind}-ubyte{z}' for d in (name,'FashionMNIST/raw',f'{name}/FashionMNIST/raw') for z in ('.gz','')])
-    if not (look('images-idx3') and look('labels-idx1')): fetch(name, split)
-    return from_arrays(read_idx(look('images-idx3')), read_idx(look('labels-idx1')), fashion_classes, size)
+    stem = 'train' if split == 'train' else 't10k'
+    name = 'fashion-mnist'
 
-def load_cifar(size=None, split='train')->ImageData: # CIFAR-10
+    def look(kind):
+        return first_found(
+            *[
+                f'{d}/{stem}-{kind}-ubyte{z}'
+                for d in (name, 'FashionMNIST/raw', f'{name}/FashionMNIST/raw')
+                for z in ('.gz', '')
+            ]
+        )
+
+    if not (look('images-idx3') and look('labels-idx1')):
+        fetch(name, split)
+    return from_arrays(
+        read_idx(look('images-idx3')), read_idx(look('labels-idx1')), fashion_classes, size
+    )
+
+
+def load_cifar(size=None, split='train') -> ImageData:  # CIFAR-10
     "CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32 in 10 classes"
     if found := first_found(f'cifar10-{split}.parquet', f'cifar10/**/*{split}*.parquet'):
-        data = load_parquet(found, size or 32, split); data.classes = cifar_classes
+        data = load_parquet(found, size or 32, split)
+        data.classes = cifar_classes
         return data
     kept = first_found('cifar-10-batches-py', 'cifar10/cifar-10-batches-py')
     ds = fetch('cifar10', split, kept.parent if kept else cache)
     return from_arrays(ds.data, ds.targets, cifar_classes, size)
 
 # %% ../../nbs/4_data/43_sources.ipynb #7ca76993
-def load_bundled(size=None, split='train')->ImageData: # 5,000 images
+def load_bundled(size=None, split='train') -> ImageData:  # 5,000 images
     "The part of Fashion-MNIST that comes with the package: the first 500 training images of each class"
-    if split!='train': raise FileNotFoundError("fashion-mnist-5k holds training images only: use fashion-mnist with split='test'")
-    with np.load(assets/'fashion-mnist-5k.npz', allow_pickle=False) as z: return from_arrays(z['images'], z['labels'], fashion_classes, size)
+    if split != 'train':
+        raise FileNotFoundError(
+            "fashion-mnist-5k holds training images only: use fashion-mnist with split='test'"
+        )
+    with np.load(assets / 'fashion-mnist-5k.npz', allow_pickle=False) as z:
+        return from_arrays(z['images'], z['labels'], fashion_classes, size)
 
 # %% ../../nbs/4_data/43_sources.ipynb #61d7e652
-shards = {'.parquet':load_parquet, '.tar':load_tar}
-loaders = {'fashion-mnist':load_fashion, 'fashion-mnist-5k':load_bundled, 'cifar10':load_cifar}
+shards = {'.parquet': load_parquet, '.tar': load_tar}
+loaders = {'fashion-mnist': load_fashion, 'fashion-mnist-5k': load_bundled, 'cifar10': load_cifar}
 
-def load_data(name_or_path, # a key of `loaders`, a folder of class folders, a .tar or .parquet file, or a folder of such files
-    size:int=None, # side in pixels; None: the images' own
-    split:str='train', # 'train', 'val' or 'test'
-)->ImageData:
+
+def load_data(
+    name_or_path,  # a key of `loaders`, a folder of class folders, a .tar or .parquet file, or a folder of such files
+    size: int = None,  # side in pixels; None: the images' own
+    split: str = 'train',  # 'train', 'val' or 'test'
+) -> ImageData:
     "Images and labels from anywhere. FileNotFoundError and ValueError say what was looked for, and what to do"
-    name,path = str(name_or_path),Path(name_or_path).expanduser()
-    kind = 'train' if split_names(split)==('train',) else 'test'
-    if size is not None: check_size(size)
-    if name in loaders: return loaders[name](size, kind)
-    if not path.exists(): raise FileNotFoundError(did_you_mean(name, loaders, 'data set or folder')+'. A folder of your own is given by its path; it holds a folder of images for each class')
-    if path.is_file() and path.suffix not in shards: raise ValueError(f"{path} is a file: give a folder of class folders, or a .tar or .parquet file")
-    kinds = [k for k in shards if path.suffix==k or path.is_dir() and next(path.rglob(f'*{k}'), None)]
+    name = str(name_or_path)
+    path = Path(name_or_path).expanduser()
+    kind = 'train' if split_names(split) == ('train',) else 'test'
+    if size is not None:
+        check_size(size)
+    if name in loaders:
+        return loaders[name](size, kind)
+    if not path.exists():
+        raise FileNotFoundError(
+            did_you_mean(name, loaders, 'data set or folder')
+            + '. A folder of your own is given by its path; it holds a folder of images for each class'
+        )
+    if path.is_file() and path.suffix not in shards:
+        raise ValueError(
+            f"{path} is a file: give a folder of class folders, or a .tar or .parquet file"
+        )
+    kinds = [
+        k for k in shards if path.suffix == k or path.is_dir() and next(path.rglob(f'*{k}'), None)
+    ]
     return (shards[kinds[0]] if kinds else load_folder)(path, size, split)
 
 # %% ../../nbs/4_data/43_sources.ipynb #f2fff3dd
-def read_batches(data:ImageData, # what `load_data` gave
-    order, # iterable of batches' indices
-    workers:int=0, # processes that decode, for data that is not in memory
-): # iterator of ((B,3,H,W) uint8, (B,) int64)
+def read_batches(
+    data: ImageData,  # what `load_data` gave
+    order,  # iterable of batches' indices
+    workers: int = 0,  # processes that decode, for data that is not in memory
+):  # iterator of ((B,3,H,W) uint8, (B,) int64)
     "Images and labels of these batches, one after the other"
-    if not (data.lazy and workers): return map(data.__getitems__, order)
-    found = DataLoader(Reader(data), batch_sampler=order, collate_fn=tuple, num_workers=workers, generator=torch.Generator())
-    return ((data.note(bad),x,y)[1:] for x,y,bad in found)
+    if not (data.lazy and workers):
+        return map(data.__getitems__, order)
+    found = DataLoader(
+        Reader(data),
+        batch_sampler=order,
+        collate_fn=tuple,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+    return ((data.note(bad), x, y)[1:] for x, y, bad in found)
 
-def loader(data:ImageData, # what `load_data` gave
-    batch_size:int, # images a batch
-    seed:int=0, # of the order
-    start_step:int=0, # batches to leave out at the start
-    workers:int=0, # processes that decode, for data that is not in memory
-): # endless iterator of ((B,3,H,W) uint8, (B,) int64)
+
+def loader(
+    data: ImageData,  # what `load_data` gave
+    batch_size: int,  # images a batch
+    seed: int = 0,  # of the order
+    start_step: int = 0,  # batches to leave out at the start
+    workers: int = 0,  # processes that decode, for data that is not in memory
+):  # endless iterator of ((B,3,H,W) uint8, (B,) int64)
     "Batches of images and labels in the order of `batches`; of each, this process's share"
-    if hasattr(data,'stream'): return data.stream(batch_size, seed, start_step, workers)   # data that has no numbers, see `streams`
+    if hasattr(data, 'stream'):
+        return data.stream(
+            batch_size, seed, start_step, workers
+        )  # data that has no numbers, see `streams`
     return read_batches(data, map(shard, batches(len(data), batch_size, seed, start_step)), workers)

@@ -6,112 +6,199 @@
 __all__ = ['tar_stream', 'hub_stream', 'StreamData', 'is_stream', 'open_data']
 
 # %% ../../nbs/4_data/44_streams.ipynb #04344ea9
-import importlib,itertools,random,torch
+import importlib
+import itertools
+import random
+import torch
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.basics import patch
 from ..core.io import require
 from ..core.distributed import shard
-from .images import ImageData,check_size,try_decode
+from .images import ImageData, check_size, try_decode
 from .shards import image_kinds
-from .sources import epoch_order,load_data
+from .sources import epoch_order, load_data
 
 # %% ../../nbs/4_data/44_streams.ipynb #c164cae8
-def tar_stream(where:str, # paths or URLs of shards, as 'pipe:aws s3 cp s3://bucket/train-{0000..1023}.tar -'
-    buffer:int=5000, # samples among which one is drawn
-): # function of (seed, epoch): iterator of (bytes, label, name)
+def tar_stream(
+    where: str,  # paths or URLs of shards, as 'pipe:aws s3 cp s3://bucket/train-{0000..1023}.tar -'
+    buffer: int = 5000,  # samples among which one is drawn
+):  # function of (seed, epoch): iterator of (bytes, label, name)
     "The pictures of WebDataset shards, as they come"
-    wds = require('webdataset'); urls = importlib.import_module('webdataset.shardlists').expand_urls(where)
+    wds = require('webdataset')
+    urls = importlib.import_module('webdataset.shardlists').expand_urls(where)
+
     def samples(seed, epoch):
-        found = wds.WebDataset([urls[i] for i in epoch_order(len(urls), seed, epoch)], shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False)
+        found = wds.WebDataset(
+            [urls[i] for i in epoch_order(len(urls), seed, epoch)],
+            shardshuffle=False,
+            nodesplitter=None,
+            workersplitter=None,
+            empty_check=False,
+        )
         for s in found.shuffle(buffer, initial=buffer, rng=random.Random(f'{seed} {epoch}')):
             kind = next((k for k in s if k.lower() in image_kinds), None)
-            if kind: yield s[kind], s.get('cls',b'').decode() or None, f"{s['__key__']}.{kind}"
+            if kind:
+                yield s[kind], s.get('cls', b'').decode() or None, f"{s['__key__']}.{kind}"
+
     return samples
 
 # %% ../../nbs/4_data/44_streams.ipynb #613e1fcd
-def hub_stream(rows, # `datasets.IterableDataset` with columns image and label
-    buffer:int=5000, # samples among which one is drawn
-): # function of (seed, epoch): iterator of (bytes, label, name)
+def hub_stream(
+    rows,  # `datasets.IterableDataset` with columns image and label
+    buffer: int = 5000,  # samples among which one is drawn
+):  # function of (seed, epoch): iterator of (bytes, label, name)
     "The pictures of a streamed data set, as they come"
     raw = rows.cast_column('image', require('datasets').Image(decode=False))
+
     def samples(seed, epoch):
-        mixed = raw.shuffle(seed=seed, buffer_size=buffer); mixed.set_epoch(epoch)
-        for i,r in enumerate(mixed): yield r['image']['bytes'] or b'', r.get('label'), r['image']['path'] or f'row {i} of epoch {epoch}'
+        mixed = raw.shuffle(seed=seed, buffer_size=buffer)
+        mixed.set_epoch(epoch)
+        for i, r in enumerate(mixed):
+            yield (
+                r['image']['bytes'] or b'',
+                r.get('label'),
+                r['image']['path'] or f'row {i} of epoch {epoch}',
+            )
+
     return samples
 
 # %% ../../nbs/4_data/44_streams.ipynb #12da0b4a
 class StreamData(ImageData):
     "Images that pass by in one direction"
-    def __init__(self, samples, # function of (seed, epoch): iterator of (bytes, label, name)
-        n:int, # images of an epoch
-        size:int, # side in pixels
-        classes=(), # their names, where they are known
+
+    def __init__(
+        self,
+        samples,  # function of (seed, epoch): iterator of (bytes, label, name)
+        n: int,  # images of an epoch
+        size: int,  # side in pixels
+        classes=(),  # their names, where they are known
     ):
-        self.samples,self.n,self.size,self.classes = samples,n,size,list(classes)
-        self.images,self.names,self.skipped,self.bad,self.log = None,_Same(),[],{},None
-    def __len__(self): return self.n
+        self.samples = samples
+        self.n = n
+        self.size = size
+        self.classes = list(classes)
+        self.images = None
+        self.names = _Same()
+        self.skipped = []
+        self.bad = {}
+        self.log = None
+
+    def __len__(self):
+        return self.n
 
     @property
-    def labels(self): raise ValueError("the labels of a stream are not known before it has passed, so tokens cannot be cached from one: copy the shards to a disk, and give their folder")
-    def __getitems__(self, idx): # some images to look at: as many as were asked for, from the beginning
+    def labels(self):
+        raise ValueError(
+            "the labels of a stream are not known before it has passed, so tokens cannot be cached from one: copy the shards to a disk, and give their folder"
+        )
+
+    def __getitems__(
+        self, idx
+    ):  # some images to look at: as many as were asked for, from the beginning
         "The first images of the stream, with label 0"
-        if len(idx)>64: raise ValueError(f"{len(idx)} images of a stream asked for by number, but a stream has no numbers: copy the shards to a disk, and give their folder")
-        lot = list(itertools.islice(self.samples(0,0), len(idx)))
-        return self._batch(lot, [try_decode([s[0]],0,self.size) for s in lot])[0], torch.zeros(len(lot),dtype=torch.int64)
+        if len(idx) > 64:
+            raise ValueError(
+                f"{len(idx)} images of a stream asked for by number, but a stream has no numbers: copy the shards to a disk, and give their folder"
+            )
+        lot = list(itertools.islice(self.samples(0, 0), len(idx)))
+        return self._batch(lot, [try_decode([s[0]], 0, self.size) for s in lot])[0], torch.zeros(
+            len(lot), dtype=torch.int64
+        )
 
-    def _batch(self, lot, out): # samples and what `try_decode` gave -> (images, labels)
-        self.note({s[2]:why for s,(x,why) in zip(lot,out) if x is None}); good = [i for i,(x,_) in enumerate(out) if x is not None]
-        if not good: raise ValueError(f"none of the {len(lot)} images of a batch can be read; the first is {lot[0][2]} ({out[0][1]})")
-        at = [next((g for g in good if g>=i), good[0]) for i in range(len(out))]
-        return torch.stack([out[i][0] for i in at]), torch.tensor([self._label(lot[i][1]) for i in at])
-    def _label(self, raw): return raw if isinstance(raw,int) else int(raw) if str(raw).isdigit() else self.classes.index(raw) if raw in self.classes else 0
+    def _batch(self, lot, out):  # samples and what `try_decode` gave -> (images, labels)
+        self.note({s[2]: why for s, (x, why) in zip(lot, out) if x is None})
+        good = [i for i, (x, _) in enumerate(out) if x is not None]
+        if not good:
+            raise ValueError(
+                f"none of the {len(lot)} images of a batch can be read; the first is {lot[0][2]} ({out[0][1]})"
+            )
+        at = [next((g for g in good if g >= i), good[0]) for i in range(len(out))]
+        return torch.stack([out[i][0] for i in at]), torch.tensor(
+            [self._label(lot[i][1]) for i in at]
+        )
 
-class _Same: # a stream's images are known by name
-    def __getitem__(self, name): return name
+    def _label(self, raw):
+        return (
+            raw
+            if isinstance(raw, int)
+            else int(raw)
+            if str(raw).isdigit()
+            else self.classes.index(raw)
+            if raw in self.classes
+            else 0
+        )
+
+
+class _Same:  # a stream's images are known by name
+    def __getitem__(self, name):
+        return name
 
 # %% ../../nbs/4_data/44_streams.ipynb #a9bfaed0
 @patch
-def lots(self:StreamData, size:int, seed:int, epoch:int, at:int): # endless iterator of lists of samples
+def lots(
+    self: StreamData, size: int, seed: int, epoch: int, at: int
+):  # endless iterator of lists of samples
     "This process's share of each batch, from batch `at` of `epoch` on; what does not fill a batch is left out"
     while True:
         found = iter(self.samples(seed, epoch))
-        for k in range(self.n//size):
+        for k in range(self.n // size):
             lot = list(itertools.islice(found, size))
-            if len(lot)<size: raise ValueError(f"the stream ended after {k*size+len(lot)} images, but {self.n} were to make an epoch: give the true number")
-            if k>=at: yield shard(lot)
-        epoch,at = epoch+1,0
+            if len(lot) < size:
+                raise ValueError(
+                    f"the stream ended after {k * size + len(lot)} images, but {self.n} were to make an epoch: give the true number"
+                )
+            if k >= at:
+                yield shard(lot)
+        epoch, at = epoch + 1, 0
+
 
 @patch
-def stream(self:StreamData, batch_size:int, # images a batch, over all processes
-    seed:int=0, # of the order
-    start_step:int=0, # batches to leave out at the start
-    workers:int=0, # threads that decode
-): # endless iterator of ((B,3,H,W) uint8, (B,) int64)
+def stream(
+    self: StreamData,
+    batch_size: int,  # images a batch, over all processes
+    seed: int = 0,  # of the order
+    start_step: int = 0,  # batches to leave out at the start
+    workers: int = 0,  # threads that decode
+):  # endless iterator of ((B,3,H,W) uint8, (B,) int64)
     "Batches of images and labels; ValueError if none can be filled"
-    if not 1<=batch_size<=self.n: raise ValueError(f"batch size {batch_size} with {self.n} images: choose one from 1 to {self.n}")
+    if not 1 <= batch_size <= self.n:
+        raise ValueError(
+            f"batch size {batch_size} with {self.n} images: choose one from 1 to {self.n}"
+        )
     ahead = deque()
-    with ThreadPoolExecutor(max(1,workers)) as pool:
-        for lot in self.lots(batch_size, seed, *divmod(start_step, self.n//batch_size)):
-            ahead.append((lot, [pool.submit(try_decode,[s[0]],0,self.size) for s in lot]))
-            if len(ahead)>2: lot,jobs = ahead.popleft(); yield self._batch(lot, [j.result() for j in jobs])
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for lot in self.lots(batch_size, seed, *divmod(start_step, self.n // batch_size)):
+            ahead.append((lot, [pool.submit(try_decode, [s[0]], 0, self.size) for s in lot]))
+            if len(ahead) > 2:
+                lot, jobs = ahead.popleft()
+                yield self._batch(lot, [j.result() for j in jobs])
 
 # %% ../../nbs/4_data/44_streams.ipynb #27fa74bc
-def is_stream(name)->bool: # what the user gave
+def is_stream(name) -> bool:  # what the user gave
     "Is this the address of a stream?"
-    return str(name).startswith(('pipe:','hub:')) or '://' in str(name)
+    return str(name).startswith(('pipe:', 'hub:')) or '://' in str(name)
 
-def open_data(name, # what `load_data` takes, or the address of a stream
-    size:int=None, # side in pixels; None: the images' own (not for a stream)
-    split:str='train', # 'train', 'val' or 'test'
-    images:int=None, # of an epoch, for a stream that does not say
-)->ImageData:
+
+def open_data(
+    name,  # what `load_data` takes, or the address of a stream
+    size: int = None,  # side in pixels; None: the images' own (not for a stream)
+    split: str = 'train',  # 'train', 'val' or 'test'
+    images: int = None,  # of an epoch, for a stream that does not say
+) -> ImageData:
     "A set or a stream. ValueError if a stream's length is not known"
-    if not is_stream(name): return load_data(name, size, split)
-    classes,known = (),None
+    if not is_stream(name):
+        return load_data(name, size, split)
+    classes, known = (), None
     if str(name).startswith('hub:'):
-        rows = require('datasets').load_dataset(str(name)[4:], split=split, streaming=True); samples = hub_stream(rows)
-        classes = getattr(rows.features and rows.features.get('label'), 'names', ()); known = rows.info.splits and rows.info.splits[split].num_examples
-    else: samples = tar_stream(str(name))
-    if not (images or known): raise ValueError(f"how many images {name} has is not known before it has passed: give it as images= (on the command line: --images)")
+        rows = require('datasets').load_dataset(str(name)[4:], split=split, streaming=True)
+        samples = hub_stream(rows)
+        classes = getattr(rows.features and rows.features.get('label'), 'names', ())
+        known = rows.info.splits and rows.info.splits[split].num_examples
+    else:
+        samples = tar_stream(str(name))
+    if not (images or known):
+        raise ValueError(
+            f"how many images {name} has is not known before it has passed: give it as images= (on the command line: --images)"
+        )
     return StreamData(samples, images or known, check_size(size), classes)

@@ -8,223 +8,368 @@ __all__ = ['data_hash', 'encode_views', 'encode_all', 'CachePlan', 'plan_for', '
            'token_cache']
 
 # %% ../../nbs/4_data/45_tokens.ipynb #e7317120
-import hashlib,json,torch,uuid
+import hashlib
+import json
+import torch
+import uuid
 import numpy as np
 from dataclasses import dataclass
 from pathlib import Path
-from safetensors import SafetensorError,safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from ..core.config import from_dict,to_dict
-from ..core.io import replacing,weights_hash
+from ..core.config import from_dict, to_dict
+from ..core.io import replacing, weights_hash
 from ..core.device import autocast
-from ..core.distributed import any_of,main_process_first,world
+from ..core.distributed import any_of, main_process_first, world
 from ..core.pixels import to_float
 from ..tokenizer.frvae import FRVAE
-from .images import ImageData,crop_at
+from .images import ImageData, crop_at
 from .sources import read_batches
 
 # %% ../../nbs/4_data/45_tokens.ipynb #989c131e
-def data_hash(data:ImageData # any set
-)->str: # 16 hex digits
+def data_hash(
+    data: ImageData,  # any set
+) -> str:  # 16 hex digits
     "A fingerprint of a data set: its labels, classes, and eight of its images"
-    x,_ = data.__getitems__(list(range(0,len(data),max(1,len(data)//8)))[:8]); h = hashlib.sha256(x.contiguous().numpy().tobytes())
-    h.update(data.labels.numpy().tobytes()); h.update(json.dumps(list(data.classes)).encode())
+    x, _ = data.__getitems__(list(range(0, len(data), max(1, len(data) // 8)))[:8])
+    h = hashlib.sha256(x.contiguous().numpy().tobytes())
+    h.update(data.labels.numpy().tobytes())
+    h.update(json.dumps(list(data.classes)).encode())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/4_data/45_tokens.ipynb #3c2aa288
 @torch.no_grad()
-def encode_views(tokenizer:FRVAE, # trained, in eval mode
-    x:Tensor, # (B,3,H,H) uint8
-    crops=(), # (size (B,), place (B,2)) of every further view, see `crop_at`
-    flips:bool=True, # each view also mirrored
-    amp:bool=True, # bfloat16
-)->Tensor: # (views, B, L) int16, or int32 for more than 32,768 codes
+def encode_views(
+    tokenizer: FRVAE,  # trained, in eval mode
+    x: Tensor,  # (B,3,H,H) uint8
+    crops=(),  # (size (B,), place (B,2)) of every further view, see `crop_at`
+    flips: bool = True,  # each view also mirrored
+    amp: bool = True,  # bfloat16
+) -> Tensor:  # (views, B, L) int16, or int32 for more than 32,768 codes
     "The tokens of some images, stages side by side: as they are, mirrored, cropped, that mirrored, ..."
-    dev = next(tokenizer.parameters()).device; kind = torch.int16 if tokenizer.config.codebook_size<=2**15 else torch.int32
-    x = to_float(x.to(dev)); views = [x, *(crop_at(x, *c) for c in crops)]
-    if flips: views = [f for v in views for f in (v, v.flip(-1))]
-    with autocast(dev, amp): return torch.stack([torch.cat(tokenizer.encode(v),1).to(kind).cpu() for v in views])
+    dev = next(tokenizer.parameters()).device
+    kind = torch.int16 if tokenizer.config.codebook_size <= 2**15 else torch.int32
+    x = to_float(x.to(dev))
+    views = [x, *(crop_at(x, *c) for c in crops)]
+    if flips:
+        views = [f for v in views for f in (v, v.flip(-1))]
+    with autocast(dev, amp):
+        return torch.stack([torch.cat(tokenizer.encode(v), 1).to(kind).cpu() for v in views])
 
-def encode_all(tokenizer:FRVAE, # trained, in eval mode
-    data:ImageData, # images
-    flips:bool=True, # mirror images as a second view
-    batch_size:int=256, # images at once
-    amp:bool=True, # bfloat16
-    progress:bool=True, # show a progress bar
-)->Tensor: # (views, N, L) int16, or int32
+
+def encode_all(
+    tokenizer: FRVAE,  # trained, in eval mode
+    data: ImageData,  # images
+    flips: bool = True,  # mirror images as a second view
+    batch_size: int = 256,  # images at once
+    amp: bool = True,  # bfloat16
+    progress: bool = True,  # show a progress bar
+) -> Tensor:  # (views, N, L) int16, or int32
     "The tokens of every image, in memory"
-    order = [range(i,min(i+batch_size,len(data))) for i in range(0,len(data),batch_size)]
-    return torch.cat([encode_views(tokenizer, x, (), flips, amp) for x,_ in tqdm(read_batches(data,order), desc='tokens', total=len(order), disable=not progress)], 1)
+    order = [range(i, min(i + batch_size, len(data))) for i in range(0, len(data), batch_size)]
+    return torch.cat(
+        [
+            encode_views(tokenizer, x, (), flips, amp)
+            for x, _ in tqdm(
+                read_batches(data, order), desc='tokens', total=len(order), disable=not progress
+            )
+        ],
+        1,
+    )
 
 # %% ../../nbs/4_data/45_tokens.ipynb #58f2fa35
 @dataclass(frozen=True)
 class CachePlan:
     "What a cache holds"
-    tokenizer:str # fingerprint of the tokenizer's weights
-    data:str # fingerprint of the images
-    images:int # how many there are
-    views:int=1 # the image as it is, and views-1 crops
-    flips:bool=True # each view also mirrored
-    crop:float=.8 # smallest side of a crop, as a share of the image's
-    seed:int=0 # of the crops
-    amp:bool=True # encoded in bfloat16, where the device has it
-    shard:int=4096 # images a file
 
-    def span(self, i:int)->range: return range(i*self.shard, min((i+1)*self.shard, self.images)) # images of file i
-    def files(self)->int: return -(-self.images//self.shard) # how many there are
-    def crops(self, i:int)->list: # (size (n,), place (n,2)) of each crop of file i's images
+    tokenizer: str  # fingerprint of the tokenizer's weights
+    data: str  # fingerprint of the images
+    images: int  # how many there are
+    views: int = 1  # the image as it is, and views-1 crops
+    flips: bool = True  # each view also mirrored
+    crop: float = 0.8  # smallest side of a crop, as a share of the image's
+    seed: int = 0  # of the crops
+    amp: bool = True  # encoded in bfloat16, where the device has it
+    shard: int = 4096  # images a file
+
+    def span(self, i: int) -> range:
+        return range(i * self.shard, min((i + 1) * self.shard, self.images))  # images of file i
+
+    def files(self) -> int:
+        return -(-self.images // self.shard)  # how many there are
+
+    def crops(self, i: int) -> list:  # (size (n,), place (n,2)) of each crop of file i's images
         "Where the crops of file `i` lie: a function of (seed, i)"
-        g,n = torch.Generator().manual_seed(self.seed*1_000_003+i), len(self.span(i))
-        return [(torch.rand(n,generator=g)*(1-self.crop)+self.crop, torch.rand(n,2,generator=g)*2-1) for _ in range(self.views-1)]
+        g = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
+        n = len(self.span(i))
+        return [
+            (
+                torch.rand(n, generator=g) * (1 - self.crop) + self.crop,
+                torch.rand(n, 2, generator=g) * 2 - 1,
+            )
+            for _ in range(self.views - 1)
+        ]
 
 # %% ../../nbs/4_data/45_tokens.ipynb #2450e76a
-def plan_for(tokenizer:FRVAE, # trained
-    data:ImageData, # images
-    **how, # views, flips, crop, seed, amp, shard of the plan
-)->CachePlan: # filled in
+def plan_for(
+    tokenizer: FRVAE,  # trained
+    data: ImageData,  # images
+    **how,  # views, flips, crop, seed, amp, shard of the plan
+) -> CachePlan:  # filled in
     "The plan of a cache; ValueError if a number in it makes no sense"
     p = CachePlan(weights_hash(tokenizer), data_hash(data), len(data), **how)
-    if p.views<1 or p.shard<1 or not 0<p.crop<=1: raise ValueError(f"views {p.views}, shard {p.shard}, crop {p.crop}: give one view or more, one image a file or more, and a share of the side above 0 and up to 1")
+    if p.views < 1 or p.shard < 1 or not 0 < p.crop <= 1:
+        raise ValueError(
+            f"views {p.views}, shard {p.shard}, crop {p.crop}: give one view or more, one image a file or more, and a share of the side above 0 and up to 1"
+        )
     return p
 
 # %% ../../nbs/4_data/45_tokens.ipynb #18c82904
-def shard_path(folder, i:int)->Path: return Path(folder)/f'tokens-{i:05d}.safetensors' # of file i
+def shard_path(folder, i: int) -> Path:
+    return Path(folder) / f'tokens-{i:05d}.safetensors'  # of file i
 
-def checksum(*tensors:Tensor # on the CPU
-)->str: # hex digits
+
+def checksum(
+    *tensors: Tensor,  # on the CPU
+) -> str:  # hex digits
     "SHA-256 of the numbers"
     h = hashlib.sha256()
-    for t in tensors: h.update(t.contiguous().numpy().data)
+    for t in tensors:
+        h.update(t.contiguous().numpy().data)
     return h.hexdigest()
 
-def write_shard(path, # file to write
-    plan:CachePlan, # what it is a part of
-    tokens:Tensor, # (views,n,L)
-    labels:Tensor, # (n,) int64
-    skipped=(), # (name, reason) of images that could not be read
+
+def write_shard(
+    path,  # file to write
+    plan: CachePlan,  # what it is a part of
+    tokens: Tensor,  # (views,n,L)
+    labels: Tensor,  # (n,) int64
+    skipped=(),  # (name, reason) of images that could not be read
 ):
     "One file of a cache, completely or not at all"
-    head = dict(plan=to_dict(plan), sha256=checksum(tokens,labels), skipped=list(skipped))
-    with replacing(path) as tmp: save_file(dict(tokens=tokens.contiguous(),labels=labels.contiguous()), tmp, metadata=dict(head=json.dumps(head)))
+    head = dict(plan=to_dict(plan), sha256=checksum(tokens, labels), skipped=list(skipped))
+    with replacing(path) as tmp:
+        save_file(
+            dict(tokens=tokens.contiguous(), labels=labels.contiguous()),
+            tmp,
+            metadata=dict(head=json.dumps(head)),
+        )
 
-def read_shard(path # file that `write_shard` wrote
-)->tuple: # (tokens (views,n,L), labels (n,), header), mapped into memory
+
+def read_shard(
+    path,  # file that `write_shard` wrote
+) -> tuple:  # (tokens (views,n,L), labels (n,), header), mapped into memory
     "One file of a cache; FileNotFoundError, or ValueError if it is not complete"
     try:
-        with safe_open(path,'pt') as f: return f.get_tensor('tokens'), f.get_tensor('labels'), json.loads(f.metadata()['head'])
-    except (SafetensorError,KeyError,TypeError) as e: raise ValueError(f"{path} is not a complete file of tokens ({e}): remove it, and make the cache again; its other files are kept") from None
+        with safe_open(path, 'pt') as f:
+            return f.get_tensor('tokens'), f.get_tensor('labels'), json.loads(f.metadata()['head'])
+    except (SafetensorError, KeyError, TypeError) as e:
+        raise ValueError(
+            f"{path} is not a complete file of tokens ({e}): remove it, and make the cache again; its other files are kept"
+        ) from None
 
 # %% ../../nbs/4_data/45_tokens.ipynb #dbaa7969
-def check_plan(folder, # of the cache
-    want:CachePlan, # what is asked for
-    there:dict, # plan of what is there
+def check_plan(
+    folder,  # of the cache
+    want: CachePlan,  # what is asked for
+    there: dict,  # plan of what is there
 ):
     "ValueError that names the fields in which two plans differ"
-    diff = [f'{k}: {there.get(k)!r} there, {v!r} asked for' for k,v in to_dict(want).items() if there.get(k)!=v]
-    if diff: raise ValueError(f"{folder} holds tokens of another tokenizer, data set or plan ({'; '.join(diff)}): remove it, or choose another folder")
+    diff = [
+        f'{k}: {there.get(k)!r} there, {v!r} asked for'
+        for k, v in to_dict(want).items()
+        if there.get(k) != v
+    ]
+    if diff:
+        raise ValueError(
+            f"{folder} holds tokens of another tokenizer, data set or plan ({'; '.join(diff)}): remove it, or choose another folder"
+        )
 
-def missing(folder, # of the cache
-    plan:CachePlan, # what it shall hold
-)->list: # numbers of files
+
+def missing(
+    folder,  # of the cache
+    plan: CachePlan,  # what it shall hold
+) -> list:  # numbers of files
     "Which files are not there yet; ValueError if one that is there follows another plan"
     left = []
     for i in range(plan.files()):
-        try: head = read_shard(shard_path(folder,i))[2]
-        except (FileNotFoundError,ValueError): left.append(i); continue
+        try:
+            head = read_shard(shard_path(folder, i))[2]
+        except (FileNotFoundError, ValueError):
+            left.append(i)
+            continue
         check_plan(folder, plan, head['plan'])
     return left
 
 # %% ../../nbs/4_data/45_tokens.ipynb #62500adf
-def encode_shard(tokenizer:FRVAE, # trained, in eval mode
-    batches, # iterator of (x, labels); those of file i come next
-    plan:CachePlan, # of the cache
-    i:int, # number of the file
-)->tuple: # (tokens (views,n,L), labels (n,))
+def encode_shard(
+    tokenizer: FRVAE,  # trained, in eval mode
+    batches,  # iterator of (x, labels); those of file i come next
+    plan: CachePlan,  # of the cache
+    i: int,  # number of the file
+) -> tuple:  # (tokens (views,n,L), labels (n,))
     "The contents of one file"
-    rows,labels,at,n = [],[],0,len(plan.span(i)); crops = plan.crops(i)
-    while at<n:
-        x,y = next(batches); part = slice(at,at+len(x)); at += len(x)
-        rows.append(encode_views(tokenizer, x, [(s[part],p[part]) for s,p in crops], plan.flips, plan.amp)); labels.append(y)
-    return torch.cat(rows,1), torch.cat(labels)
+    rows = []
+    labels = []
+    at = 0
+    n = len(plan.span(i))
+    crops = plan.crops(i)
+    while at < n:
+        x, y = next(batches)
+        part = slice(at, at + len(x))
+        at += len(x)
+        rows.append(
+            encode_views(tokenizer, x, [(s[part], p[part]) for s, p in crops], plan.flips, plan.amp)
+        )
+        labels.append(y)
+    return torch.cat(rows, 1), torch.cat(labels)
 
-def write_manifest(folder, # of the cache, with all its files
-    tokenizer:FRVAE, # that made them
-    data:ImageData, # of what
-    plan:CachePlan, # how
-    **about, # to be noted as well
+
+def write_manifest(
+    folder,  # of the cache, with all its files
+    tokenizer: FRVAE,  # that made them
+    data: ImageData,  # of what
+    plan: CachePlan,  # how
+    **about,  # to be noted as well
 ):
     "What is in the cache: plan, classes, architecture of the tokenizer, every file with its checksum"
-    heads = [read_shard(shard_path(folder,i))[2] for i in range(plan.files())]
-    shards = [dict(file=shard_path(folder,i).name, images=len(plan.span(i)), sha256=h['sha256']) for i,h in enumerate(heads)]
-    what = dict(plan=to_dict(plan), classes=list(data.classes), config=to_dict(tokenizer.config), skipped=sorted({tuple(s) for h in heads for s in h['skipped']}), shards=shards, **about)
-    own = Path(folder)/f'manifest-{uuid.uuid4().hex[:8]}.json'          # another process may be writing it, too
-    with replacing(own) as f: f.write_text(json.dumps(what, indent=1)+'\n')
-    own.replace(Path(folder)/'manifest.json')
+    heads = [read_shard(shard_path(folder, i))[2] for i in range(plan.files())]
+    shards = [
+        dict(file=shard_path(folder, i).name, images=len(plan.span(i)), sha256=h['sha256'])
+        for i, h in enumerate(heads)
+    ]
+    what = dict(
+        plan=to_dict(plan),
+        classes=list(data.classes),
+        config=to_dict(tokenizer.config),
+        skipped=sorted({tuple(s) for h in heads for s in h['skipped']}),
+        shards=shards,
+        **about,
+    )
+    own = (
+        Path(folder) / f'manifest-{uuid.uuid4().hex[:8]}.json'
+    )  # another process may be writing it, too
+    with replacing(own) as f:
+        f.write_text(json.dumps(what, indent=1) + '\n')
+    own.replace(Path(folder) / 'manifest.json')
 
 # %% ../../nbs/4_data/45_tokens.ipynb #b33fd0c3
-def cache_tokens(folder, # of the cache; what is in it already is kept
-    tokenizer:FRVAE, # trained, in eval mode
-    data:ImageData, # images
-    plan:CachePlan, # from `plan_for` with the same two
-    part:tuple=None, # (which one, of how many) processes that do not know each other; those of torchrun if None
-    batch_size:int=256, # images at once
-    workers:int=0, # processes that decode images
-    progress:bool=True, # show a progress bar
-    **about, # noted in the manifest
-)->bool: # is the cache complete?
+def cache_tokens(
+    folder,  # of the cache; what is in it already is kept
+    tokenizer: FRVAE,  # trained, in eval mode
+    data: ImageData,  # images
+    plan: CachePlan,  # from `plan_for` with the same two
+    part: tuple = None,  # (which one, of how many) processes that do not know each other; those of torchrun if None
+    batch_size: int = 256,  # images at once
+    workers: int = 0,  # processes that decode images
+    progress: bool = True,  # show a progress bar
+    **about,  # noted in the manifest
+) -> bool:  # is the cache complete?
     "Make this process's part of a cache; ValueError if the folder holds another one"
-    Path(folder).mkdir(parents=True, exist_ok=True); rank,size = part or world()
-    mine = [i for i in missing(folder,plan) if i%size==rank]; told = 0
-    batches = iter(read_batches(data, [s[k:k+batch_size] for s in map(plan.span,mine) for k in range(0,len(s),batch_size)], workers))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    rank, size = part or world()
+    mine = [i for i in missing(folder, plan) if i % size == rank]
+    told = 0
+    batches = iter(
+        read_batches(
+            data,
+            [
+                s[k : k + batch_size]
+                for s in map(plan.span, mine)
+                for k in range(0, len(s), batch_size)
+            ],
+            workers,
+        )
+    )
     for i in tqdm(mine, desc='tokens', unit='file', disable=not progress):
-        tokens,labels = encode_shard(tokenizer, batches, plan, i)
-        write_shard(shard_path(folder,i), plan, tokens, labels, data.skipped[told:]); told = len(data.skipped)
-    if part is None: any_of(False)                          # all wait for all, without a limit of time
-    with main_process_first() as first:                      # the others go on when the manifest is there
+        tokens, labels = encode_shard(tokenizer, batches, plan, i)
+        write_shard(shard_path(folder, i), plan, tokens, labels, data.skipped[told:])
+        told = len(data.skipped)
+    if part is None:
+        any_of(False)  # all wait for all, without a limit of time
+    with main_process_first() as first:  # the others go on when the manifest is there
         done = not missing(folder, plan)
-        if done and first: write_manifest(folder, tokenizer, data, plan, **about)
+        if done and first:
+            write_manifest(folder, tokenizer, data, plan, **about)
     return done
 
 # %% ../../nbs/4_data/45_tokens.ipynb #34c29912
 class TokenCache:
     "Tokens of a data set, mapped into memory: `cache[views,rows]` is (B,L), `cache.labels` (N,), `cache.classes` their names"
-    def __init__(self, folder, # that `cache_tokens` completed
-        tokenizer:FRVAE=None, # whose tokens they must be; not compared if None
+
+    def __init__(
+        self,
+        folder,  # that `cache_tokens` completed
+        tokenizer: FRVAE = None,  # whose tokens they must be; not compared if None
     ):
-        self.folder = Path(folder); path = self.folder/'manifest.json'
-        if not path.is_file(): raise FileNotFoundError(f"{folder} holds no complete token cache: {len(list(self.folder.glob('tokens-*.safetensors')))} of its files are there, and no manifest.json. Run nfig_cache_tokens again with the same arguments to complete it")
-        self.manifest = json.loads(path.read_text()); self.plan,self.classes = from_dict(CachePlan,self.manifest['plan']),self.manifest['classes']
-        if tokenizer is not None and (now := weights_hash(tokenizer))!=self.plan.tokenizer:
-            raise ValueError(f"{folder} holds tokens of another tokenizer (fingerprint {self.plan.tokenizer}, this one has {now}): give the tokenizer that made them, or make a cache of this one with nfig_cache_tokens")
-        parts = [self._open(s) for s in self.manifest['shards']]; self.tokens,self.labels = [t.numpy() for t,_ in parts],torch.cat([y for _,y in parts])
+        self.folder = Path(folder)
+        path = self.folder / 'manifest.json'
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no complete token cache: {len(list(self.folder.glob('tokens-*.safetensors')))} of its files are there, and no manifest.json. Run nfig_cache_tokens again with the same arguments to complete it"
+            )
+        self.manifest = json.loads(path.read_text())
+        self.plan = from_dict(CachePlan, self.manifest['plan'])
+        self.classes = self.manifest['classes']
+        if tokenizer is not None and (now := weights_hash(tokenizer)) != self.plan.tokenizer:
+            raise ValueError(
+                f"{folder} holds tokens of another tokenizer (fingerprint {self.plan.tokenizer}, this one has {now}): give the tokenizer that made them, or make a cache of this one with nfig_cache_tokens"
+            )
+        parts = [self._open(s) for s in self.manifest['shards']]
+        self.tokens = [t.numpy() for t, _ in parts]
+        self.labels = torch.cat([y for _, y in parts])
         self.shape = (len(self.tokens[0]), len(self.labels), self.tokens[0].shape[-1])
 
-    def _open(self, shard): # -> (tokens (views,n,L), labels (n,))
-        t,y,head = read_shard(self.folder/shard['file'])
-        if head['sha256']!=shard['sha256'] or len(y)!=shard['images']: raise ValueError(f"{self.folder/shard['file']} is not the file that manifest.json describes: remove it and manifest.json, and run nfig_cache_tokens again")
-        return t,y
+    def _open(self, shard):  # -> (tokens (views,n,L), labels (n,))
+        t, y, head = read_shard(self.folder / shard['file'])
+        if head['sha256'] != shard['sha256'] or len(y) != shard['images']:
+            raise ValueError(
+                f"{self.folder / shard['file']} is not the file that manifest.json describes: remove it and manifest.json, and run nfig_cache_tokens again"
+            )
+        return t, y
 
-    def __len__(self): return self.shape[0] # views, as of a tensor
-    def __getitem__(self, at): # (view, row): numbers, or tensors (B,) -> (B,L)
-        view,row = (torch.as_tensor(a).expand(max(torch.as_tensor(o).numel() for o in at)).tolist() for a in at)
-        return torch.from_numpy(np.stack([self.tokens[r//self.plan.shard][v,r%self.plan.shard] for v,r in zip(view,row)]))
+    def __len__(self):
+        return self.shape[0]  # views, as of a tensor
+
+    def __getitem__(self, at):  # (view, row): numbers, or tensors (B,) -> (B,L)
+        view, row = (
+            torch.as_tensor(a).expand(max(torch.as_tensor(o).numel() for o in at)).tolist()
+            for a in at
+        )
+        return torch.from_numpy(
+            np.stack(
+                [
+                    self.tokens[r // self.plan.shard][v, r % self.plan.shard]
+                    for v, r in zip(view, row)
+                ]
+            )
+        )
 
     def verify(self):
         "Read everything; ValueError names the files whose contents have changed"
-        bad = [s['file'] for s in self.manifest['shards'] if checksum(*self._open(s))!=s['sha256']]
-        if bad: raise ValueError(f"{', '.join(bad)} in {self.folder} changed since they were written: remove them and manifest.json, and run nfig_cache_tokens again")
+        bad = [
+            s['file'] for s in self.manifest['shards'] if checksum(*self._open(s)) != s['sha256']
+        ]
+        if bad:
+            raise ValueError(
+                f"{', '.join(bad)} in {self.folder} changed since they were written: remove them and manifest.json, and run nfig_cache_tokens again"
+            )
 
 # %% ../../nbs/4_data/45_tokens.ipynb #4af908f5
-def token_cache(folder, # of the cache
-    tokenizer:FRVAE, # trained, in eval mode
-    data:ImageData, # images
-    progress:bool=True, # show a progress bar
-    **how, # fields of the plan, as flips=False
-)->TokenCache:
+def token_cache(
+    folder,  # of the cache
+    tokenizer: FRVAE,  # trained, in eval mode
+    data: ImageData,  # images
+    progress: bool = True,  # show a progress bar
+    **how,  # fields of the plan, as flips=False
+) -> TokenCache:
     "The tokens of a data set, read from `folder` or made there; ValueError if they were made from something else"
-    plan = plan_for(tokenizer, data, **how); path = Path(folder)/'manifest.json'
-    if path.exists(): check_plan(folder, plan, json.loads(path.read_text())['plan'])
-    else: cache_tokens(folder, tokenizer, data, plan, progress=progress)
+    plan = plan_for(tokenizer, data, **how)
+    path = Path(folder) / 'manifest.json'
+    if path.exists():
+        check_plan(folder, plan, json.loads(path.read_text())['plan'])
+    else:
+        cache_tokens(folder, tokenizer, data, plan, progress=progress)
     return TokenCache(folder, tokenizer)

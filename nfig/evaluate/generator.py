@@ -7,184 +7,326 @@ __all__ = ['GeneratedImages', 'NpzImages', 'open_images', 'open_samples', 'batch
            'compare_sets', 'images_hash', 'made_of', 'kept_set', 'evaluate_samples']
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #05ce9694
-import hashlib,json,torch,zipfile
+import hashlib
+import json
+import torch
+import zipfile
 import numpy as np
 from pathlib import Path
-from torch import Tensor,nn
-from ..core.io import load_state,save_state,weights_hash
+from torch import Tensor, nn
+from ..core.io import load_state, save_state, weights_hash
 from ..core.pixels import to_uint8
-from ..core.parts import added_up,in_parts
+from ..core.parts import added_up, in_parts
 from ..tokenizer.features import score_names
 from ..transformer.pipeline import NFIGPipeline
 from ..data.shards import cache
 from ..data.sources import load_data
-from .metrics import Moments,frechet_distance,image_batches,log_distance,moments_of,power_profile,precision_recall,rounding_power
+from nfig.evaluate.metrics import (
+    Moments,
+    frechet_distance,
+    image_batches,
+    log_distance,
+    moments_of,
+    power_profile,
+    precision_recall,
+    rounding_power,
+)
 from .samples import recipe
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #db2e4d00
 class GeneratedImages:
     "A pipeline's samples as if they were a data set: image j is of class j mod classes and has the seed SEED+j"
-    def __init__(self, pipe:NFIGPipeline, # what draws them
-        n:int=50_000, # images
-        seed:int=0, # of the first image
-        batch:int=64, # images drawn at once
-        **sample, # cfg_scale, schedule, top_k, ... of a call of the pipeline
+
+    def __init__(
+        self,
+        pipe: NFIGPipeline,  # what draws them
+        n: int = 50_000,  # images
+        seed: int = 0,  # of the first image
+        batch: int = 64,  # images drawn at once
+        **sample,  # cfg_scale, schedule, top_k, ... of a call of the pipeline
     ):
-        self.pipe,self.n,self.seed,self.batch,self.sample = pipe,n,seed,batch,sample
-        pipe.settings(**sample)                                          # ValueError on a misspelt one, before the work
-    def __len__(self): return self.n
+        self.pipe = pipe
+        self.n = n
+        self.seed = seed
+        self.batch = batch
+        self.sample = sample
+        pipe.settings(**sample)  # ValueError on a misspelt one, before the work
+
+    def __len__(self):
+        return self.n
+
     @property
-    def size(self): return self.pipe.tokenizer.config.image_size
-    def recipe(self)->str:
+    def size(self):
+        return self.pipe.tokenizer.config.image_size
+
+    def recipe(self) -> str:
         "What the set is made from, model included, in one line"
-        return json.dumps(recipe(self.pipe, self.n, self.seed, 0, self.pipe.settings(**self.sample)))
+        return json.dumps(
+            recipe(self.pipe, self.n, self.seed, 0, self.pipe.settings(**self.sample))
+        )
+
     def __getitems__(self, idx):
-        idx = torch.as_tensor(idx); labels = idx%len(self.pipe.classes)
-        runs = (idx.diff()!=1).nonzero().flatten()+1                     # neighbours have neighbouring seeds: one call
-        x = [self.pipe(l.tolist(), seed=self.seed+i[0].item(), batch_size=self.batch, **self.sample) for i,l in zip(idx.tensor_split(runs),labels.tensor_split(runs))]
-        return to_uint8(torch.cat(x).cpu()),labels
+        idx = torch.as_tensor(idx)
+        labels = idx % len(self.pipe.classes)
+        runs = (
+            idx.diff() != 1
+        ).nonzero().flatten() + 1  # neighbours have neighbouring seeds: one call
+        x = [
+            self.pipe(
+                l.tolist(), seed=self.seed + i[0].item(), batch_size=self.batch, **self.sample
+            )
+            for i, l in zip(idx.tensor_split(runs), labels.tensor_split(runs))
+        ]
+        return to_uint8(torch.cat(x).cpu()), labels
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #a6d66aef
 class NpzImages:
     "The images in an .npz file, (N,H,W,3) uint8 under `arr_0`, read when asked for; ValueError if it holds something else"
+
     def __init__(self, path):
-        self.path,self.zip = Path(path),zipfile.ZipFile(path)
-        if 'arr_0.npy' not in self.zip.namelist(): raise ValueError(f"{path} has no array arr_0, but {', '.join(self.zip.namelist()[:5])}: expected uint8 images (N,H,W,3), as np.savez(path, images) writes them")
-        self.file = self.zip.open('arr_0.npy'); version = np.lib.format.read_magic(self.file)
-        self.shape,fortran,kind = getattr(np.lib.format, f'read_array_header_{version[0]}_0')(self.file); self.start = self.file.tell()
-        if fortran or kind!=np.uint8 or len(self.shape)!=4 or self.shape[3]!=3: raise ValueError(f"{path} holds {kind} of shape {self.shape} under arr_0, expected uint8 (N,H,W,3)")
-    def __len__(self): return self.shape[0]
+        self.path = Path(path)
+        self.zip = zipfile.ZipFile(path)
+        if 'arr_0.npy' not in self.zip.namelist():
+            raise ValueError(
+                f"{path} has no array arr_0, but {', '.join(self.zip.namelist()[:5])}: expected uint8 images (N,H,W,3), as np.savez(path, images) writes them"
+            )
+        self.file = self.zip.open('arr_0.npy')
+        version = np.lib.format.read_magic(self.file)
+        self.shape, fortran, kind = getattr(np.lib.format, f'read_array_header_{version[0]}_0')(
+            self.file
+        )
+        self.start = self.file.tell()
+        if fortran or kind != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3:
+            raise ValueError(
+                f"{path} holds {kind} of shape {self.shape} under arr_0, expected uint8 (N,H,W,3)"
+            )
+
+    def __len__(self):
+        return self.shape[0]
+
     @property
-    def size(self): return self.shape[1]
+    def size(self):
+        return self.shape[1]
+
     def __getitems__(self, idx):
-        idx,row = torch.as_tensor(idx),int(np.prod(self.shape[1:])); out = []
-        for i in idx.tensor_split((idx.diff()!=1).nonzero().flatten()+1):
-            self.file.seek(self.start+i[0].item()*row); out.append(self.file.read(len(i)*row))
-        x = torch.frombuffer(bytearray(b''.join(out)), dtype=torch.uint8).view(-1,*self.shape[1:])
-        return x.permute(0,3,1,2),torch.zeros(len(x),dtype=torch.int64)
-    def moments(self)->Moments: # None if there are none; of Inception's features
+        idx = torch.as_tensor(idx)
+        row = int(np.prod(self.shape[1:]))
+        out = []
+        for i in idx.tensor_split((idx.diff() != 1).nonzero().flatten() + 1):
+            self.file.seek(self.start + i[0].item() * row)
+            out.append(self.file.read(len(i) * row))
+        x = torch.frombuffer(bytearray(b''.join(out)), dtype=torch.uint8).view(-1, *self.shape[1:])
+        return x.permute(0, 3, 1, 2), torch.zeros(len(x), dtype=torch.int64)
+
+    def moments(self) -> Moments:  # None if there are none; of Inception's features
         "What a reference file of the standard evaluator has beside its images"
-        if not {'mu.npy','sigma.npy'} <= {*self.zip.namelist()}: return None
-        mu,sigma = (torch.from_numpy(np.load(self.path)[k]).double() for k in ('mu','sigma')); m = Moments(0)
-        m.n,m.s,m.ss = 2,2*mu,sigma+2*torch.outer(mu,mu); return m
+        if not {'mu.npy', 'sigma.npy'} <= {*self.zip.namelist()}:
+            return None
+        mu, sigma = (torch.from_numpy(np.load(self.path)[k]).double() for k in ('mu', 'sigma'))
+        m = Moments(0)
+        m.n = 2
+        m.s = 2 * mu
+        m.ss = sigma + 2 * torch.outer(mu, mu)
+        return m
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #25b58728
-def open_images(source, # .npz file, folder of images, Parquet file, or name of a data set
-    size:int=None, # side in pixels to which images of a folder or data set are brought
-    split:str='train', # of a data set
-): # `NpzImages` or `ImageData`
+def open_images(
+    source,  # .npz file, folder of images, Parquet file, or name of a data set
+    size: int = None,  # side in pixels to which images of a folder or data set are brought
+    split: str = 'train',  # of a data set
+):  # `NpzImages` or `ImageData`
     "Images that exist"
     return NpzImages(source) if str(source).endswith('.npz') else load_data(source, size, split)
 
-def open_samples(source, # .npz file, folder of images; pipeline: name, folder, or run folder of nfig_train
-    n:int=50_000, # images, if they are to be drawn
-    seed:int=0, # of the first one drawn
-    device=None, # where they are drawn
-    **sample, # cfg_scale, ... if they are to be drawn
-): # `NpzImages`, `GeneratedImages` or `ImageData`
+
+def open_samples(
+    source,  # .npz file, folder of images; pipeline: name, folder, or run folder of nfig_train
+    n: int = 50_000,  # images, if they are to be drawn
+    seed: int = 0,  # of the first one drawn
+    device=None,  # where they are drawn
+    **sample,  # cfg_scale, ... if they are to be drawn
+):  # `NpzImages`, `GeneratedImages` or `ImageData`
     "What a generator made, or makes now"
-    path = Path(str(source)); folder = path/'pipeline' if (path/'pipeline').is_dir() else path
-    if path.suffix=='.npz' or folder.is_dir() and not (folder/'transformer').is_dir(): return open_images(path)
-    return GeneratedImages(NFIGPipeline.from_pretrained(folder if folder.is_dir() else source).to(device), n, seed, **sample)
+    path = Path(str(source))
+    folder = path / 'pipeline' if (path / 'pipeline').is_dir() else path
+    if path.suffix == '.npz' or folder.is_dir() and not (folder / 'transformer').is_dir():
+        return open_images(path)
+    return GeneratedImages(
+        NFIGPipeline.from_pretrained(folder if folder.is_dir() else source).to(device),
+        n,
+        seed,
+        **sample,
+    )
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #3d22d8b1
 @torch.no_grad()
-def batch_sums(extractor, # images -> (features, probabilities)
-    x:Tensor, # (B,3,H,W) in [-1,1]
-    keep:Tensor, # (B,) bool: whose features are kept
-)->dict: # for `added_up`
+def batch_sums(
+    extractor,  # images -> (features, probabilities)
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+    keep: Tensor,  # (B,) bool: whose features are kept
+) -> dict:  # for `added_up`
     "All that is measured on one batch"
-    f,p = extractor(x); p = p.double()
-    sums = Moments(f.shape[1]).add(f).sums()|dict(power=power_profile(x).sum(0), classes=p.sum(0), sharp=p.xlogy(p).sum())
-    return dict(sums={k:v.cpu() for k,v in sums.items()}, rows=dict(features=f[keep.to(f.device)].float().cpu()))
+    f, p = extractor(x)
+    p = p.double()
+    sums = Moments(f.shape[1]).add(f).sums() | dict(
+        power=power_profile(x).sum(0), classes=p.sum(0), sharp=p.xlogy(p).sum()
+    )
+    return dict(
+        sums={k: v.cpu() for k, v in sums.items()},
+        rows=dict(features=f[keep.to(f.device)].float().cpu()),
+    )
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #b6b2f5f0
-def measure_set(images, # anything with a length and `__getitems__`, or a tensor
-    extractor:nn.Module, # see `25_features`
-    n:int=None, # how many images, evenly spaced; all if None
-    neighbours:int=10_000, # of them, evenly spaced, whose features are kept
-    batch:int=50, # images at a time
-    device=None, # where the extractor is
-    **parts, # folder, made, size, shard, progress of `in_parts`
-)->dict: # sums and rows; None if other shards have parts to do
+def measure_set(
+    images,  # anything with a length and `__getitems__`, or a tensor
+    extractor: nn.Module,  # see `25_features`
+    n: int = None,  # how many images, evenly spaced; all if None
+    neighbours: int = 10_000,  # of them, evenly spaced, whose features are kept
+    batch: int = 50,  # images at a time
+    device=None,  # where the extractor is
+    **parts,  # folder, made, size, shard, progress of `in_parts`
+) -> dict:  # sums and rows; None if other shards have parts to do
     "Measure one set, part by part"
-    n = min(n or len(images), len(images)); k = min(neighbours,n)
+    n = min(n or len(images), len(images))
+    k = min(neighbours, n)
+
     def work(a, b):
         "One part; its class sums stay apart, as a row, for the splits of the inception score"
-        i = torch.arange(a,b); keep = (i+1)*k//n>i*k//n
-        r = added_up(batch_sums(extractor, x.to(device), m) for x,m in zip(image_batches(images,batch,n,(a,b)), keep.split(batch)))
-        classes,sharp = r['sums'].pop('classes'),r['sums'].pop('sharp')
-        r['rows'] |= dict(classes=classes[None], sharp=sharp[None], count=torch.tensor([b-a])); return r
+        i = torch.arange(a, b)
+        keep = (i + 1) * k // n > i * k // n
+        r = added_up(
+            batch_sums(extractor, x.to(device), m)
+            for x, m in zip(image_batches(images, batch, n, (a, b)), keep.split(batch))
+        )
+        classes = r['sums'].pop('classes')
+        sharp = r['sums'].pop('sharp')
+        r['rows'] |= dict(classes=classes[None], sharp=sharp[None], count=torch.tensor([b - a]))
+        return r
+
     return in_parts(work, n, **parts)
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #7b159a4d
-def split_score(rows:dict, # classes (P,K), sharp (P,), count (P,) of P parts
-    splits:int=10, # groups of parts whose scores are averaged
-)->float: # from 1 to the number of classes
+def split_score(
+    rows: dict,  # classes (P,K), sharp (P,), count (P,) of P parts
+    splits: int = 10,  # groups of parts whose scores are averaged
+) -> float:  # from 1 to the number of classes
     "Inception score from what the parts left"
-    def score(c, e, n): m = c.sum(0)/n.sum(); return (e.sum()/n.sum()-m.xlogy(m).sum()).exp()
-    each = zip(*(rows[k].tensor_split(min(splits,len(rows['count']))) for k in ('classes','sharp','count')))
+
+    def score(c, e, n):
+        m = c.sum(0) / n.sum()
+        return (e.sum() / n.sum() - m.xlogy(m).sum()).exp()
+
+    each = zip(
+        *(
+            rows[k].tensor_split(min(splits, len(rows['count'])))
+            for k in ('classes', 'sharp', 'count')
+        )
+    )
     return torch.stack([score(*g) for g in each]).mean().item()
 
-def compare_sets(real:dict, # what `measure_set` gave for the reference
-    fake:dict, # and for the samples
-    name:str, # of the extractor
-    side:int, # of the images, pixels
-    moments:Moments=None, # of the reference, in place of its own
-)->dict: # plain data
+
+def compare_sets(
+    real: dict,  # what `measure_set` gave for the reference
+    fake: dict,  # and for the samples
+    name: str,  # of the extractor
+    side: int,  # of the images, pixels
+    moments: Moments = None,  # of the reference, in place of its own
+) -> dict:  # plain data
     "Distances, scores and the numbers of images they come from; ValueError if a set has fewer than four"
-    names,f,g = score_names(name),moments or moments_of(real['sums']),moments_of(fake['sums'])
-    p,r = precision_recall(real['rows']['features'], fake['rows']['features'])
-    power = [o['sums']['power']/o['sums']['n'] for o in (real,fake)]
-    return dict(images=g.n, reference_images=None if moments else f.n, neighbours=[len(o['rows']['features']) for o in (real,fake)], extractor=name) | \
-        {names['fd']:frechet_distance(f,g), names['score']:split_score(fake['rows']), names['precision']:p, names['recall']:r,
-         'psd_distance':log_distance(*power, rounding_power((side,side))) if len(power[0])==len(power[1]) else None}
+    names = score_names(name)
+    f = moments or moments_of(real['sums'])
+    g = moments_of(fake['sums'])
+    p, r = precision_recall(real['rows']['features'], fake['rows']['features'])
+    power = [o['sums']['power'] / o['sums']['n'] for o in (real, fake)]
+    return dict(
+        images=g.n,
+        reference_images=None if moments else f.n,
+        neighbours=[len(o['rows']['features']) for o in (real, fake)],
+        extractor=name,
+    ) | {
+        names['fd']: frechet_distance(f, g),
+        names['score']: split_score(fake['rows']),
+        names['precision']: p,
+        names['recall']: r,
+        'psd_distance': log_distance(*power, rounding_power((side, side)))
+        if len(power[0]) == len(power[1])
+        else None,
+    }
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #b1534dda
-def images_hash(images, # anything with a length and `__getitems__`
-    k:int=16, # images looked at
-)->str: # 16 hex digits
+def images_hash(
+    images,  # anything with a length and `__getitems__`
+    k: int = 16,  # images looked at
+) -> str:  # 16 hex digits
     "A fingerprint of a set: its length, and the bytes of some images; of one that is drawn, its recipe, since bytes may differ between machines"
-    if isinstance(images,GeneratedImages): return hashlib.sha256(images.recipe().encode()).hexdigest()[:16]
+    if isinstance(images, GeneratedImages):
+        return hashlib.sha256(images.recipe().encode()).hexdigest()[:16]
     h = hashlib.sha256(str(len(images)).encode())
-    for x in image_batches(images, k, min(k,len(images))): h.update(to_uint8(x).cpu().contiguous().numpy().tobytes())
+    for x in image_batches(images, k, min(k, len(images))):
+        h.update(to_uint8(x).cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
-def made_of(images, # see `open_images`
-    extractor:nn.Module, # see `25_features`
-    **more, # n, neighbours, what it is called
-)->dict: # plain data
+
+def made_of(
+    images,  # see `open_images`
+    extractor: nn.Module,  # see `25_features`
+    **more,  # n, neighbours, what it is called
+) -> dict:  # plain data
     "What statistics are of: the manifest of their folder"
-    return dict(images=images_hash(images), side=images.size, extractor=extractor.name, weights=weights_hash(extractor), **more)
+    return dict(
+        images=images_hash(images),
+        side=images.size,
+        extractor=extractor.name,
+        weights=weights_hash(extractor),
+        **more,
+    )
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #192780a3
-def kept_set(images, extractor:nn.Module, n:int=None, neighbours:int=10_000, # as for `measure_set`
-    where:Path=cache/'reference', # folder of all that is kept
-    shard:tuple=(0,1), # this process's share of the parts
-    **how, # batch, device, size, progress
-)->dict: # what `measure_set` gives; None if other shards have parts to do
+def kept_set(
+    images,
+    extractor: nn.Module,
+    n: int = None,
+    neighbours: int = 10_000,  # as for `measure_set`
+    where: Path = cache / 'reference',  # folder of all that is kept
+    shard: tuple = (0, 1),  # this process's share of the parts
+    **how,  # batch, device, size, progress
+) -> dict:  # what `measure_set` gives; None if other shards have parts to do
     "Statistics of a set, from the cache if they are there"
-    n = min(n or len(images), len(images)); made = made_of(images, extractor, images_measured=n, neighbours=neighbours)
-    folder = Path(where)/hashlib.sha256(repr(sorted(made.items())).encode()).hexdigest()[:16]; whole = folder/'whole.safetensors'
-    if whole.exists(): return load_state(whole)
+    n = min(n or len(images), len(images))
+    made = made_of(images, extractor, images_measured=n, neighbours=neighbours)
+    folder = Path(where) / hashlib.sha256(repr(sorted(made.items())).encode()).hexdigest()[:16]
+    whole = folder / 'whole.safetensors'
+    if whole.exists():
+        return load_state(whole)
     r = measure_set(images, extractor, n, neighbours, folder=folder, made=made, shard=shard, **how)
-    if r and shard==(0,1):                                               # alone: nobody else reads the parts
-        save_state(whole, r); [p.unlink() for p in folder.glob('part_*')]
+    if r and shard == (0, 1):  # alone: nobody else reads the parts
+        save_state(whole, r)
+        [p.unlink() for p in folder.glob('part_*')]
     return r
 
 # %% ../../nbs/6_evaluate/65_generator.ipynb #762ea7f7
-def evaluate_samples(samples, # see `open_samples`
-    reference, # see `open_images`
-    extractor:nn.Module, # see `25_features`
-    folder=None, # where parts of the samples are kept, so that it can be resumed and shared
-    n:int=None, # images of each; all if None
-    where:Path=cache/'reference', # where references are kept
-    **how, # neighbours, batch, device, size, shard, progress of `measure_set`
-)->dict: # plain data; None if other shards have parts to do
+def evaluate_samples(
+    samples,  # see `open_samples`
+    reference,  # see `open_images`
+    extractor: nn.Module,  # see `25_features`
+    folder=None,  # where parts of the samples are kept, so that it can be resumed and shared
+    n: int = None,  # images of each; all if None
+    where: Path = cache / 'reference',  # where references are kept
+    **how,  # neighbours, batch, device, size, shard, progress of `measure_set`
+) -> dict:  # plain data; None if other shards have parts to do
     "Samples against a reference; ValueError if their sides differ"
-    if samples.size!=reference.size: raise ValueError(f"samples of {samples.size} pixels and a reference of {reference.size} given: bring the reference to {samples.size} with size={samples.size}")
+    if samples.size != reference.size:
+        raise ValueError(
+            f"samples of {samples.size} pixels and a reference of {reference.size} given: bring the reference to {samples.size} with size={samples.size}"
+        )
     made = made_of(samples, extractor) if folder else None
-    fake = measure_set(samples, extractor, n, folder=folder, made=made, **how); real = kept_set(reference, extractor, n, where=where, **how)
-    if fake is None or real is None: return None
-    known = reference.moments() if isinstance(reference,NpzImages) and extractor.name=='Inception' else None
+    fake = measure_set(samples, extractor, n, folder=folder, made=made, **how)
+    real = kept_set(reference, extractor, n, where=where, **how)
+    if fake is None or real is None:
+        return None
+    known = (
+        reference.moments()
+        if isinstance(reference, NpzImages) and extractor.name == 'Inception'
+        else None
+    )
     return compare_sets(real, fake, extractor.name, samples.size, known)

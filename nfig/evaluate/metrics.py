@@ -8,198 +8,327 @@ __all__ = ['keep_weights', 'psnr', 'ssim', 'waves', 'power_profile', 'log_distan
            'precision_recall', 'inception_score', 'usage', 'usage_of', 'image_batches', 'extract']
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #ce0a6ceb
-import math,torch
+import math
+import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.pixels import to_float
-from ..bands.frequency import centred_radius,radial_profile
+from ..bands.frequency import centred_radius, radial_profile
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #5e2d917f
-def psnr(x:Tensor, # (B,C,H,W) in [-1,1]
-    x_hat:Tensor, # the same shape
-)->Tensor: # (B,) dB
+def psnr(
+    x: Tensor,  # (B,C,H,W) in [-1,1]
+    x_hat: Tensor,  # the same shape
+) -> Tensor:  # (B,) dB
     "Peak signal-to-noise ratio of each image"
-    return 10*torch.log10(4/(x.double()-x_hat.double()).pow(2).mean((1,2,3)).clamp(min=1e-12))
+    return 10 * torch.log10(
+        4 / (x.double() - x_hat.double()).pow(2).mean((1, 2, 3)).clamp(min=1e-12)
+    )
 
-def ssim(x:Tensor, # (B,C,H,W) in [-1,1], sides of at least 11
-    x_hat:Tensor, # the same shape
-)->Tensor: # (B,)
+
+def ssim(
+    x: Tensor,  # (B,C,H,W) in [-1,1], sides of at least 11
+    x_hat: Tensor,  # the same shape
+) -> Tensor:  # (B,)
     "Structural similarity (Wang et al. 2004): Gaussian window of 11, sigma 1.5, mean over channels and places; ValueError on smaller images"
-    if min(x.shape[-2:])<11: raise ValueError(f"images of {tuple(x.shape[-2:])} given: the window of SSIM is 11 pixels wide, so their sides must be at least that")
-    C = x.shape[1]; t = torch.arange(-5.,6., dtype=torch.float64); g = torch.exp(-t**2/4.5); g = g/g.sum()
-    w = torch.outer(g,g).expand(C,1,11,11).to(x.device)
-    def blur(v): return torch.nn.functional.conv2d(v, w, groups=C)
-    a,b = x.double(),x_hat.double(); ma,mb = blur(a),blur(b)
-    va,vb,cov = blur(a*a)-ma*ma, blur(b*b)-mb*mb, blur(a*b)-ma*mb
-    s = (2*ma*mb+.02**2)*(2*cov+.06**2)/((ma*ma+mb*mb+.02**2)*(va+vb+.06**2))     # range 2: (0.01*2)^2, (0.03*2)^2
-    return s.mean((1,2,3))
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(
+            f"images of {tuple(x.shape[-2:])} given: the window of SSIM is 11 pixels wide, so their sides must be at least that"
+        )
+    C = x.shape[1]
+    t = torch.arange(-5.0, 6.0, dtype=torch.float64)
+    g = torch.exp(-(t**2) / 4.5)
+    g = g / g.sum()
+    w = torch.outer(g, g).expand(C, 1, 11, 11).to(x.device)
+
+    def blur(v):
+        return torch.nn.functional.conv2d(v, w, groups=C)
+
+    a, b = x.double(), x_hat.double()
+    ma, mb = blur(a), blur(b)
+    va = blur(a * a) - ma * ma
+    vb = blur(b * b) - mb * mb
+    cov = blur(a * b) - ma * mb
+    s = (
+        (2 * ma * mb + 0.02**2)
+        * (2 * cov + 0.06**2)
+        / ((ma * ma + mb * mb + 0.02**2) * (va + vb + 0.06**2))
+    )  # range 2: (0.01*2)^2, (0.03*2)^2
+    return s.mean((1, 2, 3))
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #c28b23a9
-def waves(x:Tensor, # (...,H,W) images
-    window:bool=True, # fade out towards the frame?
-)->Tensor: # (...,H,W) complex128, slow waves in the middle; squares sum to the mean square of what was transformed
+def waves(
+    x: Tensor,  # (...,H,W) images
+    window: bool = True,  # fade out towards the frame?
+) -> Tensor:  # (...,H,W) complex128, slow waves in the middle; squares sum to the mean square of what was transformed
     "Fourier transform of images without their mean, under a Hann window of mean square 1"
-    H,W = x.shape[-2:]; x = x.double()
-    h,w = (torch.sin((torch.arange(n,dtype=torch.float64,device=x.device)+.5)/n*math.pi)**2 if window else torch.ones(n,dtype=torch.float64,device=x.device) for n in (H,W))
-    fade = torch.outer(h,w); x = x-(x*fade).sum((-2,-1),keepdim=True)/fade.sum()
-    return torch.fft.fftshift(torch.fft.fft2(x*fade/fade.square().mean().sqrt()), dim=(-2,-1))/(H*W)
+    H, W = x.shape[-2:]
+    x = x.double()
+    h, w = (
+        torch.sin((torch.arange(n, dtype=torch.float64, device=x.device) + 0.5) / n * math.pi) ** 2
+        if window
+        else torch.ones(n, dtype=torch.float64, device=x.device)
+        for n in (H, W)
+    )
+    fade = torch.outer(h, w)
+    x = x - (x * fade).sum((-2, -1), keepdim=True) / fade.sum()
+    return torch.fft.fftshift(
+        torch.fft.fft2(x * fade / fade.square().mean().sqrt()), dim=(-2, -1)
+    ) / (H * W)
 
-def power_profile(x:Tensor, # (B,C,H,W) images
-    window:bool=True, # see `waves`
-)->Tensor: # (B, H/2+1) mean power on rings of 0, 1, ... cycles
+
+def power_profile(
+    x: Tensor,  # (B,C,H,W) images
+    window: bool = True,  # see `waves`
+) -> Tensor:  # (B, H/2+1) mean power on rings of 0, 1, ... cycles
     "Radial power spectrum of each image, mean over its channels; means over images of it can be taken batch by batch"
-    return radial_profile(waves(x,window).abs().square())[1].mean(1)
+    return radial_profile(waves(x, window).abs().square())[1].mean(1)
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #c8828c3e
-def log_distance(p:Tensor, # (R,) mean power on rings, ring 0 is left out
-    q:Tensor, # (R,) of the other set
-    floor:float=0., # power added to both
-)->float: # in powers of ten
+def log_distance(
+    p: Tensor,  # (R,) mean power on rings, ring 0 is left out
+    q: Tensor,  # (R,) of the other set
+    floor: float = 0.0,  # power added to both
+) -> float:  # in powers of ten
     "Root mean square difference of logarithmic spectra"
-    return ((p.double()+floor).log10()-(q.double()+floor).log10())[1:].square().mean().sqrt().item()
+    return (
+        ((p.double() + floor).log10() - (q.double() + floor).log10())[1:]
+        .square()
+        .mean()
+        .sqrt()
+        .item()
+    )
 
-def rounding_power(size # (H,W) of an image
-)->float: # power of each wave
+
+def rounding_power(
+    size,  # (H,W) of an image
+) -> float:  # power of each wave
     "What rounding to bytes adds: variance step^2/12, equally spread over the waves"
-    return (2/255)**2/12/(size[-2]*size[-1])
+    return (2 / 255) ** 2 / 12 / (size[-2] * size[-1])
 
-def psd_distance(x:Tensor, # (N,C,H,W) images in [-1,1]
-    y:Tensor, # (M,C,H,W) of the same size; no pairs are needed
-)->float: # in powers of ten
+
+def psd_distance(
+    x: Tensor,  # (N,C,H,W) images in [-1,1]
+    y: Tensor,  # (M,C,H,W) of the same size; no pairs are needed
+) -> float:  # in powers of ten
     "Distance of two sets' mean power spectra (our reading of appendix B.2); ValueError on different sizes"
-    if x.shape[-2:]!=y.shape[-2:]: raise ValueError(f"images of {tuple(x.shape[-2:])} and {tuple(y.shape[-2:])} given: bring them to one size, spectra of different grids have different waves")
+    if x.shape[-2:] != y.shape[-2:]:
+        raise ValueError(
+            f"images of {tuple(x.shape[-2:])} and {tuple(y.shape[-2:])} given: bring them to one size, spectra of different grids have different waves"
+        )
     return log_distance(power_profile(x).mean(0), power_profile(y).mean(0), rounding_power(x.shape))
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #f690760b
-keep_weights = (.57,.28,.15) # of low, middle and high (appendix B.2)
+keep_weights = (0.57, 0.28, 0.15)  # of low, middle and high (appendix B.2)
 
-def frequency_keep(x:Tensor, # (B,C,H,W) images
-    x_hat:Tensor, # their reconstructions
-    window:bool=True, # see `waves`
-)->Tensor: # (B,4) from 0 to 1: weighted score, low, middle, high
+
+def frequency_keep(
+    x: Tensor,  # (B,C,H,W) images
+    x_hat: Tensor,  # their reconstructions
+    window: bool = True,  # see `waves`
+) -> Tensor:  # (B,4) from 0 to 1: weighted score, low, middle, high
     "Share of each frequency band's energy that the error leaves (our reading of the Frequency Keep Score); the mean over waves does not count"
-    H,W = x.shape[-2:]; r = centred_radius(H,W).to(x.device)/(max(H,W)/2)                          # 1 is the Nyquist frequency
-    band = torch.bucketize(r, torch.tensor([1/3,2/3],dtype=r.dtype,device=x.device))
-    def energy(v): return waves(v,window).abs().square().sum(1)                                    # (B,H,W)
-    e,d = energy(x),energy(x_hat.double()-x.double())
-    inside = torch.stack([(band==i)&(r>0) for i in range(3)]).flatten(1).double()                  # (3,H*W)
-    keep = (1-(d.flatten(1)@inside.T)/(e.flatten(1)@inside.T).clamp(min=1e-12)).clamp(min=0)
-    return torch.cat([(keep*keep.new_tensor(keep_weights)).sum(1,keepdim=True), keep], 1)
+    H, W = x.shape[-2:]
+    r = centred_radius(H, W).to(x.device) / (max(H, W) / 2)  # 1 is the Nyquist frequency
+    band = torch.bucketize(r, torch.tensor([1 / 3, 2 / 3], dtype=r.dtype, device=x.device))
+
+    def energy(v):
+        return waves(v, window).abs().square().sum(1)  # (B,H,W)
+
+    e, d = energy(x), energy(x_hat.double() - x.double())
+    inside = torch.stack([(band == i) & (r > 0) for i in range(3)]).flatten(1).double()  # (3,H*W)
+    keep = (1 - (d.flatten(1) @ inside.T) / (e.flatten(1) @ inside.T).clamp(min=1e-12)).clamp(min=0)
+    return torch.cat([(keep * keep.new_tensor(keep_weights)).sum(1, keepdim=True), keep], 1)
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #4f108fa8
 class Moments:
     "Mean and covariance of features, batch by batch, in float64"
-    def __init__(self, dim:int # features
+
+    def __init__(
+        self,
+        dim: int,  # features
     ):
-        self.n,self.s,self.ss = 0,torch.zeros(dim,dtype=torch.float64),torch.zeros(dim,dim,dtype=torch.float64)
+        self.n = 0
+        self.s = torch.zeros(dim, dtype=torch.float64)
+        self.ss = torch.zeros(dim, dim, dtype=torch.float64)
 
-    def add(self, f:Tensor): # (B,D)
+    def add(self, f: Tensor):  # (B,D)
         "Take a batch in"
-        f = f.detach().cpu().double(); self.n += len(f); self.s += f.sum(0); self.ss += f.T@f; return self
+        f = f.detach().cpu().double()
+        self.n += len(f)
+        self.s += f.sum(0)
+        self.ss += f.T @ f
+        return self
 
-    def merge(self, o): # another `Moments`
+    def merge(self, o):  # another `Moments`
         "Take in what another one saw"
-        self.n += o.n; self.s += o.s; self.ss += o.ss; return self
+        self.n += o.n
+        self.s += o.s
+        self.ss += o.ss
+        return self
 
     @property
-    def mean(self)->Tensor: return self.s/self.n        # (D,)
+    def mean(self) -> Tensor:
+        return self.s / self.n  # (D,)
 
     @property
-    def cov(self)->Tensor: return (self.ss-self.n*torch.outer(self.mean,self.mean))/(self.n-1)   # (D,D)
+    def cov(self) -> Tensor:
+        return (self.ss - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)  # (D,D)
 
-def frechet_distance(a:Moments, # of one set
-    b:Moments, # of the other
-)->float:
+
+def frechet_distance(
+    a: Moments,  # of one set
+    b: Moments,  # of the other
+) -> float:
     "Squared Fréchet distance of two normal distributions with these moments (Heusel et al. 2017); ValueError on fewer than two images"
-    if min(a.n,b.n)<2: raise ValueError(f"{a.n} and {b.n} images given: a covariance needs at least two in each set")
-    val,vec = torch.linalg.eigh(a.cov); root = (vec*val.clamp(min=0).sqrt())@vec.T           # symmetric root of the first
-    cross = torch.linalg.eigvalsh(root@b.cov@root).clamp(min=0).sqrt().sum()                 # trace of the root of the product
-    return ((a.mean-b.mean).square().sum()+a.cov.trace()+b.cov.trace()-2*cross).item()
+    if min(a.n, b.n) < 2:
+        raise ValueError(
+            f"{a.n} and {b.n} images given: a covariance needs at least two in each set"
+        )
+    val, vec = torch.linalg.eigh(a.cov)
+    root = (vec * val.clamp(min=0).sqrt()) @ vec.T  # symmetric root of the first
+    cross = (
+        torch.linalg.eigvalsh(root @ b.cov @ root).clamp(min=0).sqrt().sum()
+    )  # trace of the root of the product
+    return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #1fc5d6cf
 @patch
-def sums(self:Moments, name:str='')->dict: # name -> tensor
+def sums(self: Moments, name: str = '') -> dict:  # name -> tensor
     "What adds up, under names that begin with `name`"
-    return {name+'n':torch.tensor(self.n,dtype=torch.float64), name+'s':self.s, name+'ss':self.ss}
+    return {
+        name + 'n': torch.tensor(self.n, dtype=torch.float64),
+        name + 's': self.s,
+        name + 'ss': self.ss,
+    }
 
-def moments_of(sums:dict, # name -> tensor
-    name:str='', # how their names begin
-)->Moments:
+
+def moments_of(
+    sums: dict,  # name -> tensor
+    name: str = '',  # how their names begin
+) -> Moments:
     "The inverse of `sums`"
-    m = Moments(0); m.n,m.s,m.ss = int(sums[name+'n']),sums[name+'s'],sums[name+'ss']; return m
+    m = Moments(0)
+    m.n = int(sums[name + 'n'])
+    m.s = sums[name + 's']
+    m.ss = sums[name + 'ss']
+    return m
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #a8075746
-def squared_distances(a:Tensor, # (N,D)
-    b:Tensor, # (M,D)
-)->Tensor: # (N,M)
+def squared_distances(
+    a: Tensor,  # (N,D)
+    b: Tensor,  # (M,D)
+) -> Tensor:  # (N,M)
     "All pairs, through one matrix product"
-    return (a.square().sum(1)[:,None]+b.square().sum(1)-2*a@b.T).clamp(min=0)
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp(min=0)
 
-def manifold_coverage(points:Tensor, # (N,D) float64
-    centres:Tensor, # (M,D) float64
-    k:int, # neighbour that a ball reaches to
-    chunk:int, # rows of distances at a time
-)->float: # from 0 to 1
+
+def manifold_coverage(
+    points: Tensor,  # (N,D) float64
+    centres: Tensor,  # (M,D) float64
+    k: int,  # neighbour that a ball reaches to
+    chunk: int,  # rows of distances at a time
+) -> float:  # from 0 to 1
     "Share of the points that lie in the ball of some centre"
-    margin = 1e-10*centres.square().sum(1).mean()
-    balls = torch.cat([squared_distances(c,centres).kthvalue(k+1).values for c in centres.split(chunk)])+margin   # the nearest is itself
-    return torch.cat([(squared_distances(p,centres)<=balls).any(1) for p in points.split(chunk)]).double().mean().item()
+    margin = 1e-10 * centres.square().sum(1).mean()
+    balls = (
+        torch.cat(
+            [squared_distances(c, centres).kthvalue(k + 1).values for c in centres.split(chunk)]
+        )
+        + margin
+    )  # the nearest is itself
+    return (
+        torch.cat([(squared_distances(p, centres) <= balls).any(1) for p in points.split(chunk)])
+        .double()
+        .mean()
+        .item()
+    )
 
-def precision_recall(real:Tensor, # (N,D) features
-    fake:Tensor, # (M,D) features
-    k:int=3, # neighbour that a ball reaches to
-    chunk:int=1000, # rows of distances at a time
-)->tuple: # (precision, recall), from 0 to 1
+
+def precision_recall(
+    real: Tensor,  # (N,D) features
+    fake: Tensor,  # (M,D) features
+    k: int = 3,  # neighbour that a ball reaches to
+    chunk: int = 1000,  # rows of distances at a time
+) -> tuple:  # (precision, recall), from 0 to 1
     "k-NN precision and recall (Kynkäänniemi et al. 2019); ValueError if a set has no k neighbours"
-    if k>=min(len(real),len(fake)): raise ValueError(f"{len(real)} real and {len(fake)} generated images given: for k={k} each set needs at least {k+1}")
-    mean = real.double().mean(0); real,fake = real.double()-mean, fake.double()-mean                                # smaller numbers, less rounding
-    return manifold_coverage(fake,real,k,chunk), manifold_coverage(real,fake,k,chunk)
+    if k >= min(len(real), len(fake)):
+        raise ValueError(
+            f"{len(real)} real and {len(fake)} generated images given: for k={k} each set needs at least {k + 1}"
+        )
+    mean = real.double().mean(0)
+    # smaller numbers, less rounding
+    real = real.double() - mean
+    fake = fake.double() - mean
+    return manifold_coverage(fake, real, k, chunk), manifold_coverage(real, fake, k, chunk)
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #d5b11444
-def inception_score(probs:Tensor, # (N,classes) class probabilities, a row an image
-    splits:int=1, # equal parts whose scores are averaged
-)->float: # from 1 to the number of classes
+def inception_score(
+    probs: Tensor,  # (N,classes) class probabilities, a row an image
+    splits: int = 1,  # equal parts whose scores are averaged
+) -> float:  # from 1 to the number of classes
     "Exponential of the mean divergence of each image's classes from all images' (Salimans et al. 2016); ValueError if rows are no probabilities"
-    if (probs.sum(1)-1).abs().max()>1e-3 or probs.min()<0: raise ValueError(f"rows that sum to {probs[0].sum():.3g} given: probabilities are expected, as logits.softmax(1)")
-    def score(p): return (p.xlogy(p).sum(1).mean()-(m:=p.mean(0)).xlogy(m).sum()).exp()
+    if (probs.sum(1) - 1).abs().max() > 1e-3 or probs.min() < 0:
+        raise ValueError(
+            f"rows that sum to {probs[0].sum():.3g} given: probabilities are expected, as logits.softmax(1)"
+        )
+
+    def score(p):
+        return (p.xlogy(p).sum(1).mean() - (m := p.mean(0)).xlogy(m).sum()).exp()
+
     return torch.stack([score(p) for p in probs.double().chunk(splits)]).mean().item()
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #f71487d1
-def usage(tokens:Tensor, # any shape, indices of one stage
-    size:int, # codes in the codebook
-)->dict: # used, could, perplexity
+def usage(
+    tokens: Tensor,  # any shape, indices of one stage
+    size: int,  # codes in the codebook
+) -> dict:  # used, could, perplexity
     "Codes that a stage used, the number that it could have used, and the exponential of the entropy of their use; ValueError on other codes"
-    if tokens.numel() and int(tokens.max())>=size: raise ValueError(f"token {int(tokens.max())} given, but the codebook has {size} codes")
+    if tokens.numel() and int(tokens.max()) >= size:
+        raise ValueError(f"token {int(tokens.max())} given, but the codebook has {size} codes")
     return usage_of(torch.bincount(tokens.flatten(), minlength=size))
 
-def usage_of(hits:Tensor # (K,) how often each code was used; sums over batches will do
-)->dict: # used, could, perplexity
+
+def usage_of(
+    hits: Tensor,  # (K,) how often each code was used; sums over batches will do
+) -> dict:  # used, could, perplexity
     "`usage` from counts"
-    p = hits.double()/hits.sum().clamp(min=1)
-    return dict(used=int((hits>0).sum()), could=min(len(hits),int(hits.sum())), perplexity=torch.exp(-p.xlogy(p).sum()).item())
+    p = hits.double() / hits.sum().clamp(min=1)
+    return dict(
+        used=int((hits > 0).sum()),
+        could=min(len(hits), int(hits.sum())),
+        perplexity=torch.exp(-p.xlogy(p).sum()).item(),
+    )
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #5685808d
-def image_batches(images, # `ImageData`, or (N,3,H,W) uint8 or float in [-1,1]
-    batch:int=64, # images at a time
-    n:int=None, # how many, evenly spaced; all if None or if there are fewer
-    span:tuple=None, # of these n only those from the first to before the second; all if None
-): # yields (B,3,H,W) float in [-1,1]
+def image_batches(
+    images,  # `ImageData`, or (N,3,H,W) uint8 or float in [-1,1]
+    batch: int = 64,  # images at a time
+    n: int = None,  # how many, evenly spaced; all if None or if there are fewer
+    span: tuple = None,  # of these n only those from the first to before the second; all if None
+):  # yields (B,3,H,W) float in [-1,1]
     "Images in batches, in order; ValueError if there are none"
-    total = len(images); n = total if n is None else min(n,total); a,b = span or (0,n)
-    if n<1: raise ValueError(f"{n} of {total} images asked for: at least one is needed")
-    for idx in (torch.arange(a,b)*total//n).split(batch):
+    total = len(images)
+    n = total if n is None else min(n, total)
+    a, b = span or (0, n)
+    if n < 1:
+        raise ValueError(f"{n} of {total} images asked for: at least one is needed")
+    for idx in (torch.arange(a, b) * total // n).split(batch):
         x = images[idx] if torch.is_tensor(images) else images.__getitems__(idx)[0]
         yield x if x.is_floating_point() else to_float(x)
 
+
 @torch.no_grad()
-def extract(features, # (B,3,H,W) in [-1,1] -> (B,D), as `EffNetFeatures().pooled`
-    images, # see `image_batches`
-    batch:int=64, # images at a time
-    n:int=None, # how many; all if None
-    device=None, # where `features` runs; the processor if None
-)->Moments: # of the features
+def extract(
+    features,  # (B,3,H,W) in [-1,1] -> (B,D), as `EffNetFeatures().pooled`
+    images,  # see `image_batches`
+    batch: int = 64,  # images at a time
+    n: int = None,  # how many; all if None
+    device=None,  # where `features` runs; the processor if None
+) -> Moments:  # of the features
     "Moments of the features of images, batch by batch, so that memory does not grow with their number"
     m = None
     for x in image_batches(images, batch, n):
-        f = features(x.to(device)); m = (m or Moments(f.shape[1])).add(f)
+        f = features(x.to(device))
+        m = (m or Moments(f.shape[1])).add(f)
     return m

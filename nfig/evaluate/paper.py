@@ -7,7 +7,8 @@ __all__ = ['samples', 'folders', 'growth', 'share_figure', 'frequency_figure', '
            'qr_codes', 'image_types', 'types_table', 'sampling_rungs', 'ladder_figure', 'rows_table']
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #990b7be5
-import numpy as np,torch
+import numpy as np
+import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,123 +16,251 @@ from pathlib import Path
 from torch import Tensor
 from ..core.io import require
 from ..core.pixels import to_float
-from ..bands.show import canvas,palette
+from ..bands.show import canvas, palette
 from ..tokenizer.frvae import FRVAE
 from ..transformer.pipeline import NFIGPipeline
 from ..data.images import decode
-from .metrics import log_distance,power_profile,rounding_power
+from .metrics import log_distance, power_profile, rounding_power
 from .tokenizer import image_scores
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #a1432fd1
 @torch.no_grad()
-def growth(pipe:NFIGPipeline, # trained
-    labels, # classes of the images, see a call of the pipeline
-    seed:int=0, # of the first image
-    **sample, # cfg_scale, ... of a call
-)->tuple: # (plain data, list of (B,3,H,H) images after each stage)
+def growth(
+    pipe: NFIGPipeline,  # trained
+    labels,  # classes of the images, see a call of the pipeline
+    seed: int = 0,  # of the first image
+    **sample,  # cfg_scale, ... of a call
+) -> tuple:  # (plain data, list of (B,3,H,H) images after each stage)
     "Images after each stage, their mean spectra, and the share of the final power in each band (Figure 4)"
-    parts = pipe.partials(labels, seed=seed, **sample); p = torch.stack([power_profile(x).mean(0) for x in parts]).cpu()   # (n,R)
-    band = (torch.arange(1,p.shape[1])*3/(p.shape[1]-1)).clamp(max=2.99).long()                       # thirds of the Nyquist frequency, without the mean
-    share = torch.stack([p[:,1:][:,band==b].sum(1) for b in range(3)], 1); floor = rounding_power(parts[-1].shape)
-    return dict(stages=len(parts), images=len(parts[-1]), power=p.tolist(), share=(share/share[-1]).tolist(), psd_to_final=[log_distance(s,p[-1],floor) for s in p]),parts
+    parts = pipe.partials(labels, seed=seed, **sample)
+    p = torch.stack([power_profile(x).mean(0) for x in parts]).cpu()  # (n,R)
+    band = (
+        (torch.arange(1, p.shape[1]) * 3 / (p.shape[1] - 1)).clamp(max=2.99).long()
+    )  # thirds of the Nyquist frequency, without the mean
+    share = torch.stack([p[:, 1:][:, band == b].sum(1) for b in range(3)], 1)
+    floor = rounding_power(parts[-1].shape)
+    return dict(
+        stages=len(parts),
+        images=len(parts[-1]),
+        power=p.tolist(),
+        share=(share / share[-1]).tolist(),
+        psd_to_final=[log_distance(s, p[-1], floor) for s in p],
+    ), parts
 
-def share_figure(g:dict # from `growth`
-): # matplotlib figure
+
+def share_figure(
+    g: dict,  # from `growth`
+):  # matplotlib figure
     "The share of the final power, band by band, after each stage"
-    fig,axs = canvas(1, 1, 3.6, 2.4, ticks=True); ax = axs[0,0]; x = range(1,g['stages']+1)
-    for c,name,v in zip((palette[0],palette[4],palette[1]), ('low','middle','high'), zip(*g['share'])): ax.plot(x, v, 'o-', ms=3, color=c, label=name)
-    ax.axhline(1, color='k', lw=.6); ax.set_xlabel('stage', fontsize=8); ax.set_ylabel("power / final power", fontsize=8); ax.legend(fontsize=7, frameon=False)
+    fig, axs = canvas(1, 1, 3.6, 2.4, ticks=True)
+    ax = axs[0, 0]
+    x = range(1, g['stages'] + 1)
+    for c, name, v in zip(
+        (palette[0], palette[4], palette[1]), ('low', 'middle', 'high'), zip(*g['share'])
+    ):
+        ax.plot(x, v, 'o-', ms=3, color=c, label=name)
+    ax.axhline(1, color='k', lw=0.6)
+    ax.set_xlabel('stage', fontsize=8)
+    ax.set_ylabel("power / final power", fontsize=8)
+    ax.legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #421e22ae
-def frequency_figure(results:dict # name -> what `evaluate_tokenizer` gave
-): # matplotlib figure
+def frequency_figure(
+    results: dict,  # name -> what `evaluate_tokenizer` gave
+):  # matplotlib figure
     "PSD distance and Frequency Keep Score of several tokenizers (appendix B.2)"
-    fig,axs = canvas(1, 2, 6.4, 2.4, ticks=True); keys = ('keep','keep_low','keep_middle','keep_high'); w = .8/len(results)
-    for i,(c,(name,m)) in enumerate(zip(palette*9, results.items())):
-        axs[0,0].bar(i, m['psd_distance'], color=c); axs[0,1].bar([k+w*i for k in range(4)], [100*m[k] for k in keys], w, color=c, label=name)
-    axs[0,0].set_xticks(range(len(results)), results, fontsize=7); axs[0,0].set_ylabel('PSD distance (less is better)', fontsize=8)
-    axs[0,1].set_xticks([k+.4-w/2 for k in range(4)], ['score','low','middle','high'], fontsize=8); axs[0,1].set_ylim(0,128); axs[0,1].set_ylabel('kept, % (more is better)', fontsize=8); axs[0,1].legend(fontsize=7, frameon=False)
+    fig, axs = canvas(1, 2, 6.4, 2.4, ticks=True)
+    keys = ('keep', 'keep_low', 'keep_middle', 'keep_high')
+    w = 0.8 / len(results)
+    for i, (c, (name, m)) in enumerate(zip(palette * 9, results.items())):
+        axs[0, 0].bar(i, m['psd_distance'], color=c)
+        axs[0, 1].bar(
+            [k + w * i for k in range(4)], [100 * m[k] for k in keys], w, color=c, label=name
+        )
+    axs[0, 0].set_xticks(range(len(results)), results, fontsize=7)
+    axs[0, 0].set_ylabel('PSD distance (less is better)', fontsize=8)
+    axs[0, 1].set_xticks(
+        [k + 0.4 - w / 2 for k in range(4)], ['score', 'low', 'middle', 'high'], fontsize=8
+    )
+    axs[0, 1].set_ylim(0, 128)
+    axs[0, 1].set_ylabel('kept, % (more is better)', fontsize=8)
+    axs[0, 1].legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #2cebc750
-samples = dict(photographs='astronaut cat coffee rocket camera chelsea', texture='brick grass gravel', text='page text', microscopy='cell immunohistochemistry', sky='moon hubble_deep_field') # kind -> names in scikit-image
+samples = dict(
+    photographs='astronaut cat coffee rocket camera chelsea',
+    texture='brick grass gravel',
+    text='page text',
+    microscopy='cell immunohistochemistry',
+    sky='moon hubble_deep_field',
+)  # kind -> names in scikit-image
 
-def small_square(a, # (H,W), (H,W,3) uint8 or float in [0,1]
-    side:int, # pixels
-)->Tensor: # (3,side,side) in [-1,1]
+
+def small_square(
+    a,  # (H,W), (H,W,3) uint8 or float in [0,1]
+    side: int,  # pixels
+) -> Tensor:  # (3,side,side) in [-1,1]
     "The middle square of an array, brought to a size by area"
-    a = torch.as_tensor(np.asarray(a)).float(); a = a/255 if a.max()>1 else a; a = a[...,None].expand(-1,-1,3) if a.ndim==2 else a
-    n = min(a.shape[:2]); t,l = (a.shape[0]-n)//2,(a.shape[1]-n)//2; x = a[t:t+n,l:l+n].permute(2,0,1)[None]
-    return F.interpolate(x, size=(side,side), mode='area' if side<n else 'bicubic')[0].clamp(0,1)*2-1
+    a = torch.as_tensor(np.asarray(a)).float()
+    a = a / 255 if a.max() > 1 else a
+    a = a[..., None].expand(-1, -1, 3) if a.ndim == 2 else a
+    n = min(a.shape[:2])
+    t, l = (a.shape[0] - n) // 2, (a.shape[1] - n) // 2
+    x = a[t : t + n, l : l + n].permute(2, 0, 1)[None]
+    return (
+        F.interpolate(x, size=(side, side), mode='area' if side < n else 'bicubic')[0].clamp(0, 1)
+        * 2
+        - 1
+    )
 
-def charts(side:int)->list: # (side,side,3) uint8 arrays: a line, bars, points, a surface
+
+def charts(side: int) -> list:  # (side,side,3) uint8 arrays: a line, bars, points, a surface
     "Four charts, drawn now"
-    g,out = np.random.default_rng(0),[]
+    g, out = np.random.default_rng(0), []
     for kind in range(4):
-        fig = Figure((2,2), dpi=max(side/2,32), layout='constrained'); ax = fig.subplots(); x = np.linspace(0,6,60); ax.tick_params(labelsize=6)
-        (lambda: ax.plot(x,np.sin(x),x,np.cos(2*x)), lambda: ax.bar(range(6),g.random(6),color=palette[1]), lambda: ax.scatter(*g.random((2,40)),c=palette[2],s=9), lambda: ax.imshow(g.random((6,6))))[kind]()
-        page = FigureCanvasAgg(fig); page.draw(); out.append(np.asarray(page.buffer_rgba())[...,:3].copy())
+        fig = Figure((2, 2), dpi=max(side / 2, 32), layout='constrained')
+        ax = fig.subplots()
+        x = np.linspace(0, 6, 60)
+        ax.tick_params(labelsize=6)
+        (
+            lambda: ax.plot(x, np.sin(x), x, np.cos(2 * x)),
+            lambda: ax.bar(range(6), g.random(6), color=palette[1]),
+            lambda: ax.scatter(*g.random((2, 40)), c=palette[2], s=9),
+            lambda: ax.imshow(g.random((6, 6))),
+        )[kind]()
+        page = FigureCanvasAgg(fig)
+        page.draw()
+        out.append(np.asarray(page.buffer_rgba())[..., :3].copy())
     return out
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #624c5f4e
-folders = dict(drawings=('openclipart-png','/usr/share/openclipart/png','*.png'), stamps=('tuxpaint-stamps-default','/usr/share/tuxpaint/stamps','*.png'),
-               sprites=('wesnoth-1.16-data','/usr/share/games/wesnoth/1.16/data/core/images/units','*.png')) # kind -> (Debian package, folder, pattern)
+folders = dict(
+    drawings=('openclipart-png', '/usr/share/openclipart/png', '*.png'),
+    stamps=('tuxpaint-stamps-default', '/usr/share/tuxpaint/stamps', '*.png'),
+    sprites=('wesnoth-1.16-data', '/usr/share/games/wesnoth/1.16/data/core/images/units', '*.png'),
+)  # kind -> (Debian package, folder, pattern)
 
-def from_folder(kind:str, side:int, most:int=6)->list: # (3,side,side) images in [-1,1]
+
+def from_folder(kind: str, side: int, most: int = 6) -> list:  # (3,side,side) images in [-1,1]
     "Pictures of an installed package; FileNotFoundError names the package"
-    package,where,pattern = folders[kind]; found = sorted(Path(where).rglob(pattern))
-    if not found: raise FileNotFoundError(f"nothing in {where}: apt-get install {package}")
-    return [to_float(decode(str(found[i*len(found)//most]), side)) for i in range(min(most,len(found)))]
+    package, where, pattern = folders[kind]
+    found = sorted(Path(where).rglob(pattern))
+    if not found:
+        raise FileNotFoundError(f"nothing in {where}: apt-get install {package}")
+    return [
+        to_float(decode(str(found[i * len(found) // most]), side))
+        for i in range(min(most, len(found)))
+    ]
 
-def qr_codes(side:int)->list: # (3,side,side) images in [-1,1]
+
+def qr_codes(side: int) -> list:  # (3,side,side) images in [-1,1]
     "Three QR codes; ImportError if segno is not installed"
-    codes = [require('segno').make(t, error='m') for t in ('nfig', 'Next-Frequency Image Generation', 'https://arxiv.org/abs/2503.07076')]
-    return [small_square(1-np.kron(np.pad(np.array(c.matrix),2),np.ones((8,8))),side) for c in codes]
+    codes = [
+        require('segno').make(t, error='m')
+        for t in ('nfig', 'Next-Frequency Image Generation', 'https://arxiv.org/abs/2503.07076')
+    ]
+    return [
+        small_square(1 - np.kron(np.pad(np.array(c.matrix), 2), np.ones((8, 8))), side)
+        for c in codes
+    ]
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #9e786284
-def image_types(side:int # pixels
-)->tuple: # ({kind: (N,3,side,side) images in [-1,1]}, {kind: why it is missing})
+def image_types(
+    side: int,  # pixels
+) -> tuple:  # ({kind: (N,3,side,side) images in [-1,1]}, {kind: why it is missing})
     "Images of many kinds, as far as they are on this computer"
-    sk = require('skimage').data; made,missing = {},{}
-    makers = {k:(lambda names=v: [small_square(getattr(sk,n)(),side) for n in names.split()]) for k,v in samples.items()} | \
-        dict(faces=lambda: [small_square(a,side) for a in sk.lfw_subset()[:6]], charts=lambda: [small_square(a,side) for a in charts(side)], qr_codes=lambda: qr_codes(side)) | \
-        {k:(lambda k=k: from_folder(k,side)) for k in folders}
-    for k,make in makers.items():
-        try: made[k] = torch.stack(make())
-        except (ImportError,OSError) as e: missing[k] = str(e)
-    return made,missing
+    sk = require('skimage').data
+    made, missing = {}, {}
+    makers = (
+        {
+            k: (lambda names=v: [small_square(getattr(sk, n)(), side) for n in names.split()])
+            for k, v in samples.items()
+        }
+        | dict(
+            faces=lambda: [small_square(a, side) for a in sk.lfw_subset()[:6]],
+            charts=lambda: [small_square(a, side) for a in charts(side)],
+            qr_codes=lambda: qr_codes(side),
+        )
+        | {k: (lambda k=k: from_folder(k, side)) for k in folders}
+    )
+    for k, make in makers.items():
+        try:
+            made[k] = torch.stack(make())
+        except (ImportError, OSError) as e:
+            missing[k] = str(e)
+    return made, missing
 
-def types_table(tok:FRVAE, # any tokenizer
-    types:dict, # kind -> images of its side
-)->dict: # kind -> {measure: mean}
+
+def types_table(
+    tok: FRVAE,  # any tokenizer
+    types: dict,  # kind -> images of its side
+) -> dict:  # kind -> {measure: mean}
     "How each kind is reconstructed (appendix B.4)"
-    return {k:dict(images=len(x), **{n:v.mean().item() for n,v in image_scores(x, tok.reconstruct(x)).items()}) for k,x in types.items()}
+    return {
+        k: dict(
+            images=len(x),
+            **{n: v.mean().item() for n, v in image_scores(x, tok.reconstruct(x)).items()},
+        )
+        for k, x in types.items()
+    }
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #7995669b
-def sampling_rungs(top_k:int=990, # codes kept
-    cfg_scale:float=4.5, # guidance
-)->dict: # name -> settings of a call of the pipeline
+def sampling_rungs(
+    top_k: int = 990,  # codes kept
+    cfg_scale: float = 4.5,  # guidance
+) -> dict:  # name -> settings of a call of the pipeline
     "The last three rows of Table 5: plain sampling, then top-k, then guidance too"
-    return {'plain sampling':dict(cfg_scale=0.,top_k=0,top_p=0.), '+ top-k':dict(cfg_scale=0.,top_k=top_k,top_p=0.), '+ guidance':dict(cfg_scale=cfg_scale,top_k=top_k,top_p=0.)}
+    return {
+        'plain sampling': dict(cfg_scale=0.0, top_k=0, top_p=0.0),
+        '+ top-k': dict(cfg_scale=0.0, top_k=top_k, top_p=0.0),
+        '+ guidance': dict(cfg_scale=cfg_scale, top_k=top_k, top_p=0.0),
+    }
 
-def ladder_figure(rows, # dicts with `name`, and `rfd` or `gfd` or both
-    unit:str='FID', # what the distances are called
-): # matplotlib figure
+
+def ladder_figure(
+    rows,  # dicts with `name`, and `rfd` or `gfd` or both
+    unit: str = 'FID',  # what the distances are called
+):  # matplotlib figure
     "The ladder as bars"
-    fig,axs = canvas(1, 1, 5.6, .32*len(rows)+.9, ticks=True); ax = axs[0,0]
-    for k,c,d in (('gfd',palette[0],.18),('rfd',palette[4],-.18)):
-        at = [(i,r[k]) for i,r in enumerate(rows) if r.get(k) is not None]
-        if at: ax.barh([i-d for i,_ in at], [v for _,v in at], .34, color=c, label=dict(gfd='generated',rfd='reconstructed')[k])
-    ax.set_yticks(range(len(rows)), [r['name'] for r in rows], fontsize=8); ax.invert_yaxis(); ax.set_xlabel(unit, fontsize=8); ax.legend(fontsize=7, frameon=False)
+    fig, axs = canvas(1, 1, 5.6, 0.32 * len(rows) + 0.9, ticks=True)
+    ax = axs[0, 0]
+    for k, c, d in (('gfd', palette[0], 0.18), ('rfd', palette[4], -0.18)):
+        at = [(i, r[k]) for i, r in enumerate(rows) if r.get(k) is not None]
+        if at:
+            ax.barh(
+                [i - d for i, _ in at],
+                [v for _, v in at],
+                0.34,
+                color=c,
+                label=dict(gfd='generated', rfd='reconstructed')[k],
+            )
+    ax.set_yticks(range(len(rows)), [r['name'] for r in rows], fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel(unit, fontsize=8)
+    ax.legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../../nbs/6_evaluate/66_paper.ipynb #a4546ec4
-def rows_table(results, # what `nfig_evaluate generator` wrote, read from JSON
-    sort:str='parameters', # or 'epochs': Table 3 or Table 4
-)->str: # markdown
+def rows_table(
+    results,  # what `nfig_evaluate generator` wrote, read from JSON
+    sort: str = 'parameters',  # or 'epochs': Table 3 or Table 4
+) -> str:  # markdown
     "Results of several models as a table (Tables 3 and 4)"
-    rows = sorted(results, key=lambda r: r['about'].get(sort) or 0); keys = [k for k in rows[0] if k.split('-')[0] in ('FID','FD','IS','precision','recall')]
-    head = ['model','parameters','epochs','images',*keys]
-    def cells(r): return [r['about'].get('model','?'), f"{(r['about'].get('parameters') or 0)/1e6:.1f} M", f"{r['about']['epochs']:.3g}" if r['about'].get('epochs') else '?', str(r['images']), *(f'{r[k]:.3g}' for k in keys)]
-    return '\n'.join('| '+' | '.join(c)+' |' for c in [head,['---']*len(head),*map(cells,rows)])
+    rows = sorted(results, key=lambda r: r['about'].get(sort) or 0)
+    keys = [k for k in rows[0] if k.split('-')[0] in ('FID', 'FD', 'IS', 'precision', 'recall')]
+    head = ['model', 'parameters', 'epochs', 'images', *keys]
+
+    def cells(r):
+        return [
+            r['about'].get('model', '?'),
+            f"{(r['about'].get('parameters') or 0) / 1e6:.1f} M",
+            f"{r['about']['epochs']:.3g}" if r['about'].get('epochs') else '?',
+            str(r['images']),
+            *(f'{r[k]:.3g}' for k in keys),
+        ]
+
+    return '\n'.join(
+        '| ' + ' | '.join(c) + ' |' for c in [head, ['---'] * len(head), *map(cells, rows)]
+    )

@@ -6,7 +6,10 @@
 __all__ = ['fingerprint', 'recipe', 'open_parts', 'merge', 'sample_set']
 
 # %% ../../nbs/6_evaluate/63_samples.ipynb #672d9820
-import hashlib,json,shutil,zipfile
+import hashlib
+import json
+import shutil
+import zipfile
 import numpy as np
 from dataclasses import asdict
 from pathlib import Path
@@ -18,65 +21,119 @@ from ..core.record import machine
 from ..transformer.pipeline import NFIGPipeline
 
 # %% ../../nbs/6_evaluate/63_samples.ipynb #ce4b84d2
-def fingerprint(pipe:NFIGPipeline # any
-)->str: # 16 hex digits
+def fingerprint(
+    pipe: NFIGPipeline,  # any
+) -> str:  # 16 hex digits
     "Tells models apart: a hash of the class embedding, the codebook, and the convolution before the decoder"
     h = hashlib.sha256()
-    for t in (pipe.transformer.class_embed.weight, pipe.tokenizer.quantizer.codebook.weight, pipe.tokenizer.post_quant_conv.weight):
-        h.update(str(t.dtype).encode()); h.update(t.detach().float().cpu().contiguous().numpy().tobytes())
+    for t in (
+        pipe.transformer.class_embed.weight,
+        pipe.tokenizer.quantizer.codebook.weight,
+        pipe.tokenizer.post_quant_conv.weight,
+    ):
+        h.update(str(t.dtype).encode())
+        h.update(t.detach().float().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
-def recipe(pipe:NFIGPipeline, n:int, seed:int, part:int, sample:SampleConfig # as for `sample_set`
-)->dict: # plain data
+
+def recipe(
+    pipe: NFIGPipeline,
+    n: int,
+    seed: int,
+    part: int,
+    sample: SampleConfig,  # as for `sample_set`
+) -> dict:  # plain data
     "What a set is made from: two sets with the same recipe are the same"
-    return json.loads(json.dumps(dict(n=n, seed=seed, part=part, classes=len(pipe.classes), model=fingerprint(pipe), sample=asdict(sample))))   # as it will be read back
+    return json.loads(
+        json.dumps(
+            dict(
+                n=n,
+                seed=seed,
+                part=part,
+                classes=len(pipe.classes),
+                model=fingerprint(pipe),
+                sample=asdict(sample),
+            )
+        )
+    )  # as it will be read back
 
 # %% ../../nbs/6_evaluate/63_samples.ipynb #93d0e0fe
-def open_parts(folder:Path, # where parts go
-    made:dict, # from `recipe`
-)->list: # (file, first image, behind the last image) of parts that are missing
+def open_parts(
+    folder: Path,  # where parts go
+    made: dict,  # from `recipe`
+) -> list:  # (file, first image, behind the last image) of parts that are missing
     "Start or continue a folder of parts; ValueError if it holds parts of another recipe"
-    folder.mkdir(parents=True, exist_ok=True); about = folder/'recipe.json'
-    if about.exists() and (found := json.loads(about.read_text()))!=made:
-        k = next(k for k in made if found.get(k)!=made[k])
-        raise ValueError(f"{folder} holds parts of another set: its {k} is {found.get(k)}, now {made[k]}. Remove the folder, or give another name")
-    with replacing(about) as tmp: tmp.write_text(json.dumps(made))
-    todo = [(folder/f'{a:08d}.npy', a, min(a+made['part'],made['n'])) for a in range(0,made['n'],made['part'])]
+    folder.mkdir(parents=True, exist_ok=True)
+    about = folder / 'recipe.json'
+    if about.exists() and (found := json.loads(about.read_text())) != made:
+        k = next(k for k in made if found.get(k) != made[k])
+        raise ValueError(
+            f"{folder} holds parts of another set: its {k} is {found.get(k)}, now {made[k]}. Remove the folder, or give another name"
+        )
+    with replacing(about) as tmp:
+        tmp.write_text(json.dumps(made))
+    todo = [
+        (folder / f'{a:08d}.npy', a, min(a + made['part'], made['n']))
+        for a in range(0, made['n'], made['part'])
+    ]
     return [t for t in todo if not t[0].exists()]
 
 # %% ../../nbs/6_evaluate/63_samples.ipynb #a1e65f86
-def merge(parts:list, # .npy files (m,H,W,3) uint8, in order
-    path:Path, # .npz file to write
+def merge(
+    parts: list,  # .npy files (m,H,W,3) uint8, in order
+    path: Path,  # .npz file to write
 ):
     "All parts as one array `arr_0`, without having it in memory"
     shapes = [np.load(p, mmap_mode='r').shape for p in parts]
-    header = dict(descr='|u1', fortran_order=False, shape=(sum(s[0] for s in shapes),*shapes[0][1:]))
-    with replacing(path) as tmp, zipfile.ZipFile(tmp,'w') as z, z.open(zipfile.ZipInfo('arr_0.npy'),'w',force_zip64=True) as f:
+    header = dict(
+        descr='|u1', fortran_order=False, shape=(sum(s[0] for s in shapes), *shapes[0][1:])
+    )
+    with (
+        replacing(path) as tmp,
+        zipfile.ZipFile(tmp, 'w') as z,
+        z.open(zipfile.ZipInfo('arr_0.npy'), 'w', force_zip64=True) as f,
+    ):
         np.lib.format.write_array_header_1_0(f, header)
-        for p in parts: f.write(np.load(p).tobytes())
+        for p in parts:
+            f.write(np.load(p).tobytes())
 
 # %% ../../nbs/6_evaluate/63_samples.ipynb #a33b3d3d
-def sample_set(pipe:NFIGPipeline, # what draws the images
-    path, # .npz file to write
-    n:int=50_000, # images; image j is of class j mod classes
-    seed:int=0, # image j has the seed seed+j
-    batch_size:int=64, # images at once
-    part:int=512, # images a part: what is lost at most when the run is killed
-    progress:bool=True, # show a progress bar
-    **sample, # cfg_scale, schedule, top_k, ... of a call of the pipeline
-)->Path: # the file
+def sample_set(
+    pipe: NFIGPipeline,  # what draws the images
+    path,  # .npz file to write
+    n: int = 50_000,  # images; image j is of class j mod classes
+    seed: int = 0,  # image j has the seed seed+j
+    batch_size: int = 64,  # images at once
+    part: int = 512,  # images a part: what is lost at most when the run is killed
+    progress: bool = True,  # show a progress bar
+    **sample,  # cfg_scale, schedule, top_k, ... of a call of the pipeline
+) -> Path:  # the file
     "Draw `n` images into one file, continuing what an earlier run left; ValueError if that was made from something else"
-    path = Path(path).with_suffix('.npz'); folder,about = path.with_suffix('.parts'), path.with_suffix('.json')
+    path = Path(path).with_suffix('.npz')
+    folder = path.with_suffix('.parts')
+    about = path.with_suffix('.json')
     made = recipe(pipe, n, seed, part, pipe.settings(**sample))
     if path.exists() and about.exists():
-        if (found := json.loads(about.read_text())['recipe'])!=made: raise ValueError(f"{path} exists and was made from {found}, not from {made}: give another name, or remove it")
+        if (found := json.loads(about.read_text())['recipe']) != made:
+            raise ValueError(
+                f"{path} exists and was made from {found}, not from {made}: give another name, or remove it"
+            )
         return path
-    todo = open_parts(folder, made); left = sum(b-a for _,a,b in todo)
-    with tqdm(total=n, initial=n-left, unit='img', disable=not progress) as bar:
-        for file,a,b in todo:
-            x = pipe([j%len(pipe.classes) for j in range(a,b)], seed=seed+a, batch_size=batch_size, **sample)
-            with replacing(file) as tmp, open(tmp,'wb') as f: np.save(f, to_bytes(x))
-            bar.update(b-a)
+    todo = open_parts(folder, made)
+    left = sum(b - a for _, a, b in todo)
+    with tqdm(total=n, initial=n - left, unit='img', disable=not progress) as bar:
+        for file, a, b in todo:
+            x = pipe(
+                [j % len(pipe.classes) for j in range(a, b)],
+                seed=seed + a,
+                batch_size=batch_size,
+                **sample,
+            )
+            with replacing(file) as tmp, open(tmp, 'wb') as f:
+                np.save(f, to_bytes(x))
+            bar.update(b - a)
     merge(sorted(folder.glob('*.npy')), path)
-    with replacing(about) as tmp: tmp.write_text(json.dumps(dict(recipe=made, **machine()), indent=1)+'\n')
-    shutil.rmtree(folder); return path
+    with replacing(about) as tmp:
+        tmp.write_text(json.dumps(dict(recipe=made, **machine()), indent=1) + '\n')
+    shutil.rmtree(folder)
+    return path

@@ -9,63 +9,120 @@ __all__ = ['profiles', 'bootstrap', 'confidence_interval', 'compare_spectra', 's
 import torch
 from torch import Tensor
 from ..bands.frequency import fit_power_law
-from ..bands.show import canvas,palette
-from .metrics import image_batches,log_distance,power_profile,rounding_power
+from ..bands.show import canvas, palette
+from .metrics import image_batches, log_distance, power_profile, rounding_power
 
 # %% ../../nbs/6_evaluate/62_spectra.ipynb #2494c133
-def profiles(images, # data set, `NpzImages`, or tensor, see `image_batches`
-    n:int=None, # how many, evenly spaced; all if None
-    batch:int=64, # images at a time
-)->Tensor: # (N,R) mean power on rings of 0, 1, ... cycles a side
+def profiles(
+    images,  # data set, `NpzImages`, or tensor, see `image_batches`
+    n: int = None,  # how many, evenly spaced; all if None
+    batch: int = 64,  # images at a time
+) -> Tensor:  # (N,R) mean power on rings of 0, 1, ... cycles a side
     "Radial power spectrum of every image"
     return torch.cat([power_profile(x).float() for x in image_batches(images, batch, n)])
 
 # %% ../../nbs/6_evaluate/62_spectra.ipynb #c40b9088
-def bootstrap(p:Tensor, # (N,R) a row an image
-    times:int=400, # draws
-    seed:int=0, # of the draws
-)->Tensor: # (times,R)
+def bootstrap(
+    p: Tensor,  # (N,R) a row an image
+    times: int = 400,  # draws
+    seed: int = 0,  # of the draws
+) -> Tensor:  # (times,R)
     "Means over images drawn with replacement; ValueError on fewer than two images"
-    if len(p)<2: raise ValueError(f"{len(p)} image given: confidence needs at least two, and means something from some dozens on")
-    g = torch.Generator().manual_seed(seed); out = []
-    for m in [min(100,times-a) for a in range(0,times,100)]:
-        draws = torch.randint(len(p), (m,len(p)), generator=g); out.append(torch.zeros(m,len(p)).scatter_add_(1, draws, torch.ones(m,len(p)))@p.float()/len(p))
+    if len(p) < 2:
+        raise ValueError(
+            f"{len(p)} image given: confidence needs at least two, and means something from some dozens on"
+        )
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for m in [min(100, times - a) for a in range(0, times, 100)]:
+        draws = torch.randint(len(p), (m, len(p)), generator=g)
+        out.append(
+            torch.zeros(m, len(p)).scatter_add_(1, draws, torch.ones(m, len(p)))
+            @ p.float()
+            / len(p)
+        )
     return torch.cat(out).double()
 
-def confidence_interval(draws:Tensor, # (times,...)
-    level:float=.95, # share that lies inside
-)->tuple: # (low, high), each (...)
+
+def confidence_interval(
+    draws: Tensor,  # (times,...)
+    level: float = 0.95,  # share that lies inside
+) -> tuple:  # (low, high), each (...)
     "The middle part of what was drawn"
-    return draws.quantile((1-level)/2,0),draws.quantile((1+level)/2,0)
+    return draws.quantile((1 - level) / 2, 0), draws.quantile((1 + level) / 2, 0)
 
 # %% ../../nbs/6_evaluate/62_spectra.ipynb #b6d45a83
-def compare_spectra(p:Tensor, # (N,R) of the reference, from `profiles`
-    q:Tensor, # (M,R) of the other set
-    side:int, # of the images, pixels
-    times:int=400, # draws
-    level:float=.95, # of confidence
-)->dict: # plain data
+def compare_spectra(
+    p: Tensor,  # (N,R) of the reference, from `profiles`
+    q: Tensor,  # (M,R) of the other set
+    side: int,  # of the images, pixels
+    times: int = 400,  # draws
+    level: float = 0.95,  # of confidence
+) -> dict:  # plain data
     "Ratio of two mean spectra with its band, PSD distance with its interval and floor, slopes; ValueError on different sizes"
-    if p.shape[1]!=q.shape[1]: raise ValueError(f"spectra of {p.shape[1]} and {q.shape[1]} rings given: bring the images to one size first, as with --size")
-    floor = rounding_power((side,side)); P,Q = bootstrap(p,times,0),bootstrap(q,times,1); a,b = p.double().mean(0),q.double().mean(0)
-    def ratio(u, v): return (v+floor).log10()-(u+floor).log10()
-    def slopes(d): return torch.tensor([fit_power_law(torch.arange(len(o)),o)[0] for o in d],dtype=torch.float64)
-    low,high = confidence_interval(ratio(P,Q),level); halves = [log_distance(p[i[0::2]].mean(0),p[i[1::2]].mean(0),floor) for i in (torch.randperm(len(p),generator=torch.Generator().manual_seed(k)) for k in range(20))]
-    distance = confidence_interval(torch.tensor([log_distance(u,v,floor) for u,v in zip(P,Q)]),level)
-    return dict(images=[len(p),len(q)], side=side, level=level, power=[a.tolist(),b.tolist()], ratio=ratio(a,b).tolist(), ratio_low=low.tolist(), ratio_high=high.tolist(),
-                psd_distance=log_distance(a,b,floor), psd_interval=[o.item() for o in distance], psd_halves=sum(halves)/len(halves),
-                slope=[fit_power_law(torch.arange(len(o)),o)[0] for o in (a,b)], slope_interval=[[o.item() for o in confidence_interval(slopes(d[:100]),level)] for d in (P,Q)])
+    if p.shape[1] != q.shape[1]:
+        raise ValueError(
+            f"spectra of {p.shape[1]} and {q.shape[1]} rings given: bring the images to one size first, as with --size"
+        )
+    floor = rounding_power((side, side))
+    P, Q = bootstrap(p, times, 0), bootstrap(q, times, 1)
+    a, b = p.double().mean(0), q.double().mean(0)
+
+    def ratio(u, v):
+        return (v + floor).log10() - (u + floor).log10()
+
+    def slopes(d):
+        return torch.tensor(
+            [fit_power_law(torch.arange(len(o)), o)[0] for o in d], dtype=torch.float64
+        )
+
+    low, high = confidence_interval(ratio(P, Q), level)
+    halves = [
+        log_distance(p[i[0::2]].mean(0), p[i[1::2]].mean(0), floor)
+        for i in (
+            torch.randperm(len(p), generator=torch.Generator().manual_seed(k)) for k in range(20)
+        )
+    ]
+    distance = confidence_interval(
+        torch.tensor([log_distance(u, v, floor) for u, v in zip(P, Q)]), level
+    )
+    return dict(
+        images=[len(p), len(q)],
+        side=side,
+        level=level,
+        power=[a.tolist(), b.tolist()],
+        ratio=ratio(a, b).tolist(),
+        ratio_low=low.tolist(),
+        ratio_high=high.tolist(),
+        psd_distance=log_distance(a, b, floor),
+        psd_interval=[o.item() for o in distance],
+        psd_halves=sum(halves) / len(halves),
+        slope=[fit_power_law(torch.arange(len(o)), o)[0] for o in (a, b)],
+        slope_interval=[
+            [o.item() for o in confidence_interval(slopes(d[:100]), level)] for d in (P, Q)
+        ],
+    )
 
 # %% ../../nbs/6_evaluate/62_spectra.ipynb #3d4a45ac
-def spectra_figure(results:dict, # name -> what `compare_spectra` gave, all against one reference
-    reference:str='reference', # what the first set is called
-): # matplotlib figure
+def spectra_figure(
+    results: dict,  # name -> what `compare_spectra` gave, all against one reference
+    reference: str = 'reference',  # what the first set is called
+):  # matplotlib figure
     "Mean spectra, and ratios to the reference with their bands"
-    fig,axs = canvas(1, 2, 7., 2.6, ticks=True); r = next(iter(results.values())); f = range(1,len(r['ratio']))
-    axs[0,0].loglog(f, r['power'][0][1:], color='k', lw=1.5, label=reference); axs[0,1].axhline(0, color='k', lw=1)
-    for c,(name,r) in zip(palette*9, results.items()):
-        axs[0,0].loglog(f, r['power'][1][1:], color=c, lw=1.3, label=name)
-        axs[0,1].semilogx(f, r['ratio'][1:], color=c, lw=1.3); axs[0,1].fill_between(f, r['ratio_low'][1:], r['ratio_high'][1:], color=c, alpha=.25, lw=0)
-    axs[0,0].set_ylabel('mean power', fontsize=8); axs[0,1].set_ylabel(f'log10 of power / {reference}', fontsize=8); axs[0,0].legend(fontsize=7, frameon=False)
-    for ax in axs[0]: ax.set_xlabel('cycles a side', fontsize=8)
+    fig, axs = canvas(1, 2, 7.0, 2.6, ticks=True)
+    r = next(iter(results.values()))
+    f = range(1, len(r['ratio']))
+    axs[0, 0].loglog(f, r['power'][0][1:], color='k', lw=1.5, label=reference)
+    axs[0, 1].axhline(0, color='k', lw=1)
+    for c, (name, r) in zip(palette * 9, results.items()):
+        axs[0, 0].loglog(f, r['power'][1][1:], color=c, lw=1.3, label=name)
+        axs[0, 1].semilogx(f, r['ratio'][1:], color=c, lw=1.3)
+        axs[0, 1].fill_between(
+            f, r['ratio_low'][1:], r['ratio_high'][1:], color=c, alpha=0.25, lw=0
+        )
+    axs[0, 0].set_ylabel('mean power', fontsize=8)
+    axs[0, 1].set_ylabel(f'log10 of power / {reference}', fontsize=8)
+    axs[0, 0].legend(fontsize=7, frameon=False)
+    for ax in axs[0]:
+        ax.set_xlabel('cycles a side', fontsize=8)
     return fig

@@ -7,156 +7,267 @@ __all__ = ['stage_errors', 'stage_sums', 'stage_result', 'image_scores', 'check_
            'evaluate_tokenizer', 'plot_stage_errors', 'best_perceptual', 'tokenizer_report', 'evaluate_command']
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #dbde8daa
-import json,torch
+import json
+import torch
 from fastcore.script import call_parse
 from pathlib import Path
-from torch import Tensor,nn
-from ..core.record import about,write_result
-from ..core.parts import added_up,in_parts
-from ..bands.show import canvas,palette
+from torch import Tensor, nn
+from ..core.record import about, write_result
+from ..core.parts import added_up, in_parts
+from ..bands.show import canvas, palette
 from ..tokenizer.frvae import FRVAE
-from ..tokenizer.features import FeatureDistance,PerceptualLoss,build_extractor,score_names
+from ..tokenizer.features import FeatureDistance, PerceptualLoss, build_extractor, score_names
 from ..data.images import ImageData
 from ..data.sources import load_data
-from .metrics import Moments,frechet_distance,frequency_keep,image_batches,log_distance,moments_of,power_profile,psnr,rounding_power,ssim,usage_of
+from nfig.evaluate.metrics import (
+    Moments,
+    frechet_distance,
+    frequency_keep,
+    image_batches,
+    log_distance,
+    moments_of,
+    power_profile,
+    psnr,
+    rounding_power,
+    ssim,
+    usage_of,
+)
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #6db897c8
 @torch.no_grad()
-def stage_errors(tok:FRVAE, # in eval mode
-    x:Tensor, # (B,3,H,H) images in [-1,1]
-)->tuple: # (tokens, f (B,C,h,w), own (n,), whole (n,): mean squared errors)
+def stage_errors(
+    tok: FRVAE,  # in eval mode
+    x: Tensor,  # (B,3,H,H) images in [-1,1]
+) -> tuple:  # (tokens, f (B,C,h,w), own (n,), whole (n,): mean squared errors)
     "Tokens, the latent, and each stage's error against its own target and against the whole latent"
-    q,f = tok.quantizer,tok.latent(x); targets = q.target(f, len(q.scales))
+    q, f = tok.quantizer, tok.latent(x)
+    targets = q.target(f, len(q.scales))
     done = list(q.encode(f, targets))
-    own,whole = (torch.stack([(st.f_hat-t[st.i]).pow(2).mean() for st in done]) for t in (targets, f[None].expand_as(targets)))
+    own, whole = (
+        torch.stack([(st.f_hat - t[st.i]).pow(2).mean() for st in done])
+        for t in (targets, f[None].expand_as(targets))
+    )
     return [st.tokens for st in done], f, own, whole
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #b6111d8f
-def stage_sums(tokens, f, own, whole, # what `stage_errors` gives
-    codes:int, # of the codebook
-)->dict: # name -> tensor; over batches they add up
+def stage_sums(
+    tokens,
+    f,
+    own,
+    whole,  # what `stage_errors` gives
+    codes: int,  # of the codebook
+) -> dict:  # name -> tensor; over batches they add up
     "Sums of each stage's errors, of the latent's first and second moments per channel, and counts of codes"
-    B,d = len(f),f.double().cpu()
-    return dict(images=torch.tensor(float(B),dtype=torch.float64), errors=B*torch.stack([own,whole]).double().cpu(), first=B*d.mean((0,2,3)), second=B*d.square().mean((0,2,3)),
-                hits=torch.stack([torch.bincount(t.flatten().cpu(), minlength=codes) for t in tokens]))
+    B, d = len(f), f.double().cpu()
+    return dict(
+        images=torch.tensor(float(B), dtype=torch.float64),
+        errors=B * torch.stack([own, whole]).double().cpu(),
+        first=B * d.mean((0, 2, 3)),
+        second=B * d.square().mean((0, 2, 3)),
+        hits=torch.stack([torch.bincount(t.flatten().cpu(), minlength=codes) for t in tokens]),
+    )
 
-def stage_result(s:dict # the sums
-)->dict: # plain data
+
+def stage_result(
+    s: dict,  # the sums
+) -> dict:  # plain data
     "Errors in units of the latent's variance about its channel means, that variance, and `usage` of every stage"
-    n = s['images']; var = (s['second']/n-(s['first']/n)**2).mean(); own,whole = (s['errors']/n/var).tolist()
-    return dict(error_own=own, error_whole=whole, latent_variance=var.item(), codes=[usage_of(h) for h in s['hits']])
+    n = s['images']
+    var = (s['second'] / n - (s['first'] / n) ** 2).mean()
+    own, whole = (s['errors'] / n / var).tolist()
+    return dict(
+        error_own=own,
+        error_whole=whole,
+        latent_variance=var.item(),
+        codes=[usage_of(h) for h in s['hits']],
+    )
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #979661e6
-def image_scores(x:Tensor, # (B,3,H,W) in [-1,1]
-    y:Tensor, # their reconstructions
-)->dict: # name -> (B,)
+def image_scores(
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+    y: Tensor,  # their reconstructions
+) -> dict:  # name -> (B,)
     "Every metric that looks at one image and its reconstruction"
-    d = x.double()-y.double(); keep = frequency_keep(x,y).T
-    return dict(psnr=psnr(x,y), ssim=ssim(x,y), mse=d.square().mean((1,2,3)), l1=d.abs().mean((1,2,3)), **dict(zip(('keep','keep_low','keep_middle','keep_high'),keep)))
+    d = x.double() - y.double()
+    keep = frequency_keep(x, y).T
+    return dict(
+        psnr=psnr(x, y),
+        ssim=ssim(x, y),
+        mse=d.square().mean((1, 2, 3)),
+        l1=d.abs().mean((1, 2, 3)),
+        **dict(zip(('keep', 'keep_low', 'keep_middle', 'keep_high'), keep)),
+    )
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #1abd0852
-def check_reference(m, # `Moments` or None
-    n:int, # images to be measured
+def check_reference(
+    m,  # `Moments` or None
+    n: int,  # images to be measured
 ):
     "ValueError unless both sides of a Fréchet distance have the same number of images"
-    if m is not None and m.n!=n: raise ValueError(f"reference of {m.n} images given for {n} reconstructions: a Fréchet distance depends on their number, so use extract(features.pooled, data, n={n})")
+    if m is not None and m.n != n:
+        raise ValueError(
+            f"reference of {m.n} images given for {n} reconstructions: a Fréchet distance depends on their number, so use extract(features.pooled, data, n={n})"
+        )
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #d61c9b02
 @torch.no_grad()
-def tokenizer_sums(tok:FRVAE, # in eval mode
-    x:Tensor, # (B,3,H,H) images in [-1,1]
-    features:nn.Module=None, # an extractor, see `25_features`
-    perceptual:nn.Module=None, # a distance with a `name`, such as `FeatureDistance`
-    real:bool=True, # features of the originals too?
-)->dict: # name -> tensor; over batches they add up
+def tokenizer_sums(
+    tok: FRVAE,  # in eval mode
+    x: Tensor,  # (B,3,H,H) images in [-1,1]
+    features: nn.Module = None,  # an extractor, see `25_features`
+    perceptual: nn.Module = None,  # a distance with a `name`, such as `FeatureDistance`
+    real: bool = True,  # features of the originals too?
+) -> dict:  # name -> tensor; over batches they add up
     "All that is measured on one batch"
-    tokens,*errors = stage_errors(tok,x); y = tok.decode(tokens)
-    s = {f'image.{k}':v.double().sum().cpu() for k,v in image_scores(x,y).items()}
-    if perceptual is not None: s[f'image.{perceptual.name}'] = perceptual(x,y).double().cpu()*len(x)
-    s['power'] = torch.stack([power_profile(v).sum(0) for v in (x,y)]).cpu()
-    for name,v in (dict(fake=y)|(dict(real=x) if real else {})).items() if features is not None else ():
-        f = features(v)[0]; s |= Moments(f.shape[1]).add(f).sums(f'{name}.')
-    return s|stage_sums(tokens,*errors,tok.config.codebook_size)
+    tokens, *errors = stage_errors(tok, x)
+    y = tok.decode(tokens)
+    s = {f'image.{k}': v.double().sum().cpu() for k, v in image_scores(x, y).items()}
+    if perceptual is not None:
+        s[f'image.{perceptual.name}'] = perceptual(x, y).double().cpu() * len(x)
+    s['power'] = torch.stack([power_profile(v).sum(0) for v in (x, y)]).cpu()
+    for name, v in (
+        (dict(fake=y) | (dict(real=x) if real else {})).items() if features is not None else ()
+    ):
+        f = features(v)[0]
+        s |= Moments(f.shape[1]).add(f).sums(f'{name}.')
+    return s | stage_sums(tokens, *errors, tok.config.codebook_size)
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #6e2e9f56
-def tokenizer_result(s:dict, # what `tokenizer_sums` gave, added up
-    size:tuple, # (H,W) of the images
-    features:str=None, # name of the extractor
-    reference:Moments=None, # of the real images, if they are not in the sums
-)->dict: # plain data
+def tokenizer_result(
+    s: dict,  # what `tokenizer_sums` gave, added up
+    size: tuple,  # (H,W) of the images
+    features: str = None,  # name of the extractor
+    reference: Moments = None,  # of the real images, if they are not in the sums
+) -> dict:  # plain data
     "Means over images, distances, use of codes and error of each stage"
-    n = s['images'].item(); out = dict(images=int(n), **{k.split('.',1)[1]:(v/n).item() for k,v in s.items() if k.startswith('image.')})
-    out['psd_distance'] = log_distance(*(s['power']/n), rounding_power(size))
-    if features: out['r'*(features=='Inception')+score_names(features)['fd']] = frechet_distance(reference or moments_of(s,'real.'), moments_of(s,'fake.'))
-    return out|stage_result(s)
+    n = s['images'].item()
+    out = dict(
+        images=int(n),
+        **{k.split('.', 1)[1]: (v / n).item() for k, v in s.items() if k.startswith('image.')},
+    )
+    out['psd_distance'] = log_distance(*(s['power'] / n), rounding_power(size))
+    if features:
+        out['r' * (features == 'Inception') + score_names(features)['fd']] = frechet_distance(
+            reference or moments_of(s, 'real.'), moments_of(s, 'fake.')
+        )
+    return out | stage_result(s)
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #42afae56
-def evaluate_tokenizer(tok:FRVAE, # on any device
-    data:ImageData, # held-out images
-    n:int=2000, # how many of them, evenly spaced; all if None or if there are fewer
-    batch:int=50, # images at a time
-    features:nn.Module=None, # an extractor, for a Fréchet distance
-    perceptual:nn.Module=None, # a distance with a `name`, such as `FeatureDistance`
-    reference:Moments=None, # `extract(features.pooled, data, n=n)`, if known; else computed here
-    **parts, # folder, made, size, shard, progress of `in_parts`
-)->dict: # plain data; None if other shards have parts to do
+def evaluate_tokenizer(
+    tok: FRVAE,  # on any device
+    data: ImageData,  # held-out images
+    n: int = 2000,  # how many of them, evenly spaced; all if None or if there are fewer
+    batch: int = 50,  # images at a time
+    features: nn.Module = None,  # an extractor, for a Fréchet distance
+    perceptual: nn.Module = None,  # a distance with a `name`, such as `FeatureDistance`
+    reference: Moments = None,  # `extract(features.pooled, data, n=n)`, if known; else computed here
+    **parts,  # folder, made, size, shard, progress of `in_parts`
+) -> dict:  # plain data; None if other shards have parts to do
     "Measure a tokenizer, part by part; ValueError if `reference` is of another number of images"
-    n = len(data) if n is None else min(n,len(data)); check_reference(reference, n)
-    dev,was = next(tok.parameters()).device,tok.training; tok.eval()
-    def work(a, b): return added_up(dict(sums=tokenizer_sums(tok, x.to(dev), features, perceptual, reference is None)) for x in image_batches(data, batch, n, (a,b)))
-    try: done = in_parts(work, n, **(dict(progress=False)|parts))
-    finally: tok.train(was)
-    return done and tokenizer_result(done['sums'], (data.size,)*2, features.name if features is not None else None, reference)
+    n = len(data) if n is None else min(n, len(data))
+    check_reference(reference, n)
+    dev, was = next(tok.parameters()).device, tok.training
+    tok.eval()
+
+    def work(a, b):
+        return added_up(
+            dict(sums=tokenizer_sums(tok, x.to(dev), features, perceptual, reference is None))
+            for x in image_batches(data, batch, n, (a, b))
+        )
+
+    try:
+        done = in_parts(work, n, **(dict(progress=False) | parts))
+    finally:
+        tok.train(was)
+    return done and tokenizer_result(
+        done['sums'], (data.size,) * 2, features.name if features is not None else None, reference
+    )
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #6295ed18
-def plot_stage_errors(results:dict, # name -> what `evaluate_tokenizer` gave
-    scales=None, # sides of the token grids, for the axis; stages are counted if None
-): # matplotlib figure
+def plot_stage_errors(
+    results: dict,  # name -> what `evaluate_tokenizer` gave
+    scales=None,  # sides of the token grids, for the axis; stages are counted if None
+):  # matplotlib figure
     "Each stage's error against its own target (the paper's Figure 5) and against the whole latent"
-    fig,axs = canvas(1, 2, 6.4, 2.6, ticks=True)
-    for ax,key,title in zip(axs[0], ('error_own','error_whole'), ('own target (Figure 5)','whole latent')):
-        for c,(name,m) in zip(palette*9, results.items()): ax.plot(range(1,len(m[key])+1), m[key], 'o-', ms=3, lw=1.2, color=c, label=f"{name}: {m[key][-1]:.3f} at last")
-        ax.set_title(title, fontsize=9); ax.set_xlabel('side of the grid' if scales else 'stage', fontsize=8); ax.set_ylim(0, max(max(m['error_whole']) for m in results.values())*1.08)
-        if scales: ax.set_xticks(range(1,len(scales)+1), scales)
-    axs[0,0].set_ylabel("error / latent's variance", fontsize=8); axs[0,1].legend(fontsize=7, frameon=False)
+    fig, axs = canvas(1, 2, 6.4, 2.6, ticks=True)
+    for ax, key, title in zip(
+        axs[0], ('error_own', 'error_whole'), ('own target (Figure 5)', 'whole latent')
+    ):
+        for c, (name, m) in zip(palette * 9, results.items()):
+            ax.plot(
+                range(1, len(m[key]) + 1),
+                m[key],
+                'o-',
+                ms=3,
+                lw=1.2,
+                color=c,
+                label=f"{name}: {m[key][-1]:.3f} at last",
+            )
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel('side of the grid' if scales else 'stage', fontsize=8)
+        ax.set_ylim(0, max(max(m['error_whole']) for m in results.values()) * 1.08)
+        if scales:
+            ax.set_xticks(range(1, len(scales) + 1), scales)
+    axs[0, 0].set_ylabel("error / latent's variance", fontsize=8)
+    axs[0, 1].legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #4d0a5c5e
-def best_perceptual(vgg=None # file of VGG-16 weights; None looks in torchvision's cache
-)->nn.Module: # with a `name`
+def best_perceptual(
+    vgg=None,  # file of VGG-16 weights; None looks in torchvision's cache
+) -> nn.Module:  # with a `name`
     "LPIPS if its weights are here, else EfficientNet's feature distance; FileNotFoundError if a file was given and is not there"
-    try: return PerceptualLoss(vgg)
+    try:
+        return PerceptualLoss(vgg)
     except FileNotFoundError:
-        if vgg: raise
+        if vgg:
+            raise
         return FeatureDistance()
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #c3b99c6c
-def tokenizer_report(run, # run folder of nfig_train_tokenizer, or a saved tokenizer
-    data:str='cifar10', # as for nfig_train_tokenizer; its held-out part is used
-    split:str='test', # 'test', or 'train' for data without a held-out part
-    n:int=2000, # images
-    extractor:str='auto', # 'inception', 'effnet', or whichever is there
-    weights=None, # Inception's, see `find_inception`
-    vgg=None, # VGG-16's, for LPIPS
-    device=None, # 'cpu', 'cuda:0', ...
-    **parts, # folder, size, shard, progress of `in_parts`
-)->dict: # plain data; None if other shards have parts to do
+def tokenizer_report(
+    run,  # run folder of nfig_train_tokenizer, or a saved tokenizer
+    data: str = 'cifar10',  # as for nfig_train_tokenizer; its held-out part is used
+    split: str = 'test',  # 'test', or 'train' for data without a held-out part
+    n: int = 2000,  # images
+    extractor: str = 'auto',  # 'inception', 'effnet', or whichever is there
+    weights=None,  # Inception's, see `find_inception`
+    vgg=None,  # VGG-16's, for LPIPS
+    device=None,  # 'cpu', 'cuda:0', ...
+    **parts,  # folder, size, shard, progress of `in_parts`
+) -> dict:  # plain data; None if other shards have parts to do
     "Load a tokenizer and measure it on held-out images"
-    run = Path(run); folder = run/'tokenizer' if (run/'tokenizer').is_dir() else run
-    tok,features = FRVAE.from_pretrained(folder).to(device),build_extractor(extractor,weights).to(device)
+    run = Path(run)
+    folder = run / 'tokenizer' if (run / 'tokenizer').is_dir() else run
+    tok = FRVAE.from_pretrained(folder).to(device)
+    features = build_extractor(extractor, weights).to(device)
     made = dict(kind='tokenizer', model=str(run), data=data, split=split, extractor=features.name)
-    m = evaluate_tokenizer(tok, load_data(data, tok.config.image_size, split), n, features=features, perceptual=best_perceptual(vgg).to(device), made=made, **parts)
-    config = dict(run=json.loads((run/'config.json').read_text())) if (run/'config.json').exists() and folder!=run else {}
-    return m and m|dict(about=about('nfig_evaluate', data=data, split=split, extractor=features.name, **config))
+    m = evaluate_tokenizer(
+        tok,
+        load_data(data, tok.config.image_size, split),
+        n,
+        features=features,
+        perceptual=best_perceptual(vgg).to(device),
+        made=made,
+        **parts,
+    )
+    config = (
+        dict(run=json.loads((run / 'config.json').read_text()))
+        if (run / 'config.json').exists() and folder != run
+        else {}
+    )
+    return m and m | dict(
+        about=about('nfig_evaluate', data=data, split=split, extractor=features.name, **config)
+    )
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #18b95620
 @call_parse
 def evaluate_command(
-    run:str, # run folder of nfig_train_tokenizer, or a saved tokenizer
-    data:str='cifar10', # as for nfig_train_tokenizer; its held-out part is used
-    split:str='test', # 'test', or 'train' for data without a held-out part
-    n:int=2000, # images
-    out:str='', # JSON file to write; only shown if empty
+    run: str,  # run folder of nfig_train_tokenizer, or a saved tokenizer
+    data: str = 'cifar10',  # as for nfig_train_tokenizer; its held-out part is used
+    split: str = 'test',  # 'test', or 'train' for data without a held-out part
+    n: int = 2000,  # images
+    out: str = '',  # JSON file to write; only shown if empty
 ):
     "Measure a tokenizer on held-out images (the older name of `nfig_evaluate tokenizer`)"
     write_result(out, tokenizer_report(run, data, split, n))

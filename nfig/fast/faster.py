@@ -7,91 +7,159 @@ __all__ = ['Recording', 'GraphedTransformer', 'fast_tokenizer', 'FastPipeline', 
 
 # %% ../../nbs/7_fast/73_faster.ipynb #d3ba7ab9
 import torch
-from copy import copy,deepcopy
+from copy import copy, deepcopy
 from torch import Tensor
-from ..tokenizer.autoencoder import CNNDecoder,Upsample
+from ..tokenizer.autoencoder import CNNDecoder, Upsample
 from ..tokenizer.frvae import FRVAE
 from ..transformer.model import KVCache
 from ..transformer.pipeline import NFIGPipeline
-from .winograd import FastUpsample,Chunks,fast,replaced
-from .packed import FastTransformer,refuse
+from .winograd import FastUpsample, Chunks, fast, replaced
+from .packed import FastTransformer, refuse
 
 # %% ../../nbs/7_fast/73_faster.ipynb #8255bcc4
 class Recording:
     "A CUDA graph of a function without arguments"
-    def __init__(self, fn, # called three times; works on memory that stays
-        pool=None, # memory shared with an earlier recording
+
+    def __init__(
+        self,
+        fn,  # called three times; works on memory that stays
+        pool=None,  # memory shared with an earlier recording
     ):
-        side = torch.cuda.Stream(); side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side): fn(); fn()                                    # libraries choose kernels, compilers compile
-        torch.cuda.current_stream().wait_stream(side); self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool): self.out = fn()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            fn()
+            fn()  # libraries choose kernels, compilers compile
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.out = fn()
         self.pool = self.graph.pool()
-    def __call__(self)->Tensor: self.graph.replay(); return self.out                # what `fn` returned, overwritten at the next call
+
+    def __call__(self) -> Tensor:
+        self.graph.replay()
+        return self.out  # what `fn` returned, overwritten at the next call
 
 # %% ../../nbs/7_fast/73_faster.ipynb #cf532021
 class GraphedTransformer:
     "A `FastTransformer` whose stages are recorded when first used with a batch size, and replayed after that"
+
     train = parameters = state_dict = save_pretrained = to = refuse
-    def __init__(self, inner:FastTransformer, # on a GPU
-        record=Recording, # makes a callable that repeats a function
+
+    def __init__(
+        self,
+        inner: FastTransformer,  # on a GPU
+        record=Recording,  # makes a callable that repeats a function
     ):
-        self.inner,self.record,self.config,self.class_embed = inner,record,inner.config,inner.class_embed
-        self.embed_class,self.cache,self.stages = inner.embed_class,None,{}
-    def eval(self): return self
+        self.inner = inner
+        self.record = record
+        self.config = inner.config
+        self.class_embed = inner.class_embed
+        self.embed_class = inner.embed_class
+        self.cache = None
+        self.stages = {}
 
-    def new_cache(self, batch:int # sequences
-    )->KVCache: # on memory that stays: one at a time is in use
+    def eval(self):
+        return self
+
+    def new_cache(
+        self,
+        batch: int,  # sequences
+    ) -> KVCache:  # on memory that stays: one at a time is in use
         "An empty cache; recordings for another batch size are dropped"
-        if self.cache is None or self.cache.kv.shape[2]!=batch: self.cache,self.stages = self.inner.new_cache(batch),{}
-        cache = copy(self.cache); cache.filled = [0]*len(cache.filled); return cache
+        if self.cache is None or self.cache.kv.shape[2] != batch:
+            self.cache = self.inner.new_cache(batch)
+            self.stages = {}
+        cache = copy(self.cache)
+        cache.filled = [0] * len(cache.filled)
+        return cache
 
-    def recorded(self, i:int, cond:Tensor, x:Tensor # as for `stage`
-    )->tuple: # (recording, its class embedding, its input)
+    def recorded(
+        self,
+        i: int,
+        cond: Tensor,
+        x: Tensor,  # as for `stage`
+    ) -> tuple:  # (recording, its class embedding, its input)
         "Record stage `i`"
-        cond,x = cond.clone(), None if x is None else x.clone(); start = list(self.cache.filled)
-        def fn(): self.cache.filled = list(start); return self.inner.stage(i, cond, x, self.cache)
-        before = next(reversed(self.stages.values()),None)
+        cond = cond.clone()
+        x = None if x is None else x.clone()
+        start = list(self.cache.filled)
+
+        def fn():
+            self.cache.filled = list(start)
+            return self.inner.stage(i, cond, x, self.cache)
+
+        before = next(reversed(self.stages.values()), None)
         return self.record(fn, before and before[0].pool), cond, x
 
-    def stage(self, i:int, cond:Tensor, x:Tensor, cache:KVCache # as for `NFIGTransformer.stage`
-    )->Tensor: # (B,s_i^2,K) logits, overwritten when the stage is used again
+    def stage(
+        self,
+        i: int,
+        cond: Tensor,
+        x: Tensor,
+        cache: KVCache,  # as for `NFIGTransformer.stage`
+    ) -> Tensor:  # (B,s_i^2,K) logits, overwritten when the stage is used again
         "One stage, replayed if it has been recorded"
-        if cache.kv.shape!=self.cache.kv.shape: return self.inner.stage(i, cond, x, cache)
+        if cache.kv.shape != self.cache.kv.shape:
+            return self.inner.stage(i, cond, x, cache)
         self.cache.filled = list(cache.filled)
-        if i not in self.stages: self.stages[i] = self.recorded(i, cond, x)
-        run,c,y = self.stages[i]; c.copy_(cond)
-        if y is not None: y.copy_(x)
-        logits = run(); cache.filled,cache.modulation = list(self.cache.filled),self.cache.modulation
+        if i not in self.stages:
+            self.stages[i] = self.recorded(i, cond, x)
+        run, c, y = self.stages[i]
+        c.copy_(cond)
+        if y is not None:
+            y.copy_(x)
+        logits = run()
+        cache.filled = list(self.cache.filled)
+        cache.modulation = self.cache.modulation
         return logits
 
 # %% ../../nbs/7_fast/73_faster.ipynb #d0cfd511
-def fast_tokenizer(tok:FRVAE, # stays as it is
-    dtype, # to compute in
-)->FRVAE: # not for saving or training
+def fast_tokenizer(
+    tok: FRVAE,  # stays as it is
+    dtype,  # to compute in
+) -> FRVAE:  # not for saving or training
     "A tokenizer that encodes and paints faster"
     device = tok.post_quant_conv.weight.device
-    if device.type=='cpu' and dtype==torch.float32: quick = fast(tok)
+    if device.type == 'cpu' and dtype == torch.float32:
+        quick = fast(tok)
     else:
-        quick = deepcopy(tok).eval().requires_grad_(False); d = quick.decoder
-        if device.type=='cpu': replaced(d, {Upsample:FastUpsample})                    # not yet timed on a GPU
-        for m in (quick.encoder,d,quick.quant_conv,quick.post_quant_conv): m.to(dtype=dtype, memory_format=torch.channels_last)
-        if device.type=='cuda': d.compile()
-        if isinstance(d,CNNDecoder): quick.decoder = Chunks(d, d.stem*2**(len(d.up)-1), 2**21 if device.type=='cuda' else 2**16)
+        quick = deepcopy(tok).eval().requires_grad_(False)
+        d = quick.decoder
+        if device.type == 'cpu':
+            replaced(d, {Upsample: FastUpsample})  # not yet timed on a GPU
+        for m in (quick.encoder, d, quick.quant_conv, quick.post_quant_conv):
+            m.to(dtype=dtype, memory_format=torch.channels_last)
+        if device.type == 'cuda':
+            d.compile()
+        if isinstance(d, CNNDecoder):
+            quick.decoder = Chunks(
+                d, d.stem * 2 ** (len(d.up) - 1), 2**21 if device.type == 'cuda' else 2**16
+            )
     quick.save_pretrained = refuse
     return quick
 
 # %% ../../nbs/7_fast/73_faster.ipynb #0da69199
 class FastPipeline(NFIGPipeline):
     "A pipeline for generation only"
+
     save_pretrained = push_to_hub = to = refuse
 
-def faster(pipe:NFIGPipeline, # finished; stays as it is
-    dtype=None, # to compute in; if None the pipeline's own on a processor, bfloat16 on a GPU
-)->FastPipeline: # draws the same images but for rounding; for generation only
+
+def faster(
+    pipe: NFIGPipeline,  # finished; stays as it is
+    dtype=None,  # to compute in; if None the pipeline's own on a processor, bfloat16 on a GPU
+) -> FastPipeline:  # draws the same images but for rounding; for generation only
     "The pipeline with everything that makes drawing faster on its device. Write `pipe = faster(pipe)` to give the original's memory back"
-    if isinstance(pipe,FastPipeline): refuse()
-    gpu = pipe.device.type=='cuda'; dtype = dtype or (torch.bfloat16 if gpu else pipe.transformer.pos_embed.dtype)
-    t = FastTransformer(pipe.transformer, dtype, 'inductor' if gpu else None); quick = FastPipeline.__new__(FastPipeline)
-    vars(quick).update(vars(pipe), tokenizer=fast_tokenizer(pipe.tokenizer,dtype), transformer=GraphedTransformer(t) if gpu else t)
+    if isinstance(pipe, FastPipeline):
+        refuse()
+    gpu = pipe.device.type == 'cuda'
+    dtype = dtype or (torch.bfloat16 if gpu else pipe.transformer.pos_embed.dtype)
+    t = FastTransformer(pipe.transformer, dtype, 'inductor' if gpu else None)
+    quick = FastPipeline.__new__(FastPipeline)
+    vars(quick).update(
+        vars(pipe),
+        tokenizer=fast_tokenizer(pipe.tokenizer, dtype),
+        transformer=GraphedTransformer(t) if gpu else t,
+    )
     return quick

@@ -10,116 +10,212 @@ __all__ = ['can_pack', 'plain_linear', 'packed_linear', 'PackedLinear', 'attend_
 import torch
 import torch.nn.functional as F
 from copy import deepcopy
-from torch import Tensor,nn
+from torch import Tensor, nn
 from functools import lru_cache
 from math import log
-from ..transformer.model import AdaLNBlock,KVCache,NFIGTransformer,modulate
+from ..transformer.model import AdaLNBlock, KVCache, NFIGTransformer, modulate
 
 # %% ../../nbs/7_fast/72_packed.ipynb #5b0f9ae2
-def can_pack(w:Tensor # (O,I) weights
-)->bool:
+def can_pack(
+    w: Tensor,  # (O,I) weights
+) -> bool:
     "Are the operators there, for this device and precision?"
     ops = torch.ops.mkldnn
-    if w.device.type!='cpu' or not torch.backends.mkldnn.is_available() or not hasattr(ops,'_linear_pointwise'): return False
-    return w.dtype==torch.float32 or w.dtype==torch.bfloat16 and ops._is_mkldnn_bf16_supported()
+    if (
+        w.device.type != 'cpu'
+        or not torch.backends.mkldnn.is_available()
+        or not hasattr(ops, '_linear_pointwise')
+    ):
+        return False
+    return w.dtype == torch.float32 or w.dtype == torch.bfloat16 and ops._is_mkldnn_bf16_supported()
 
-def plain_linear(x:Tensor, # (...,I)
-    w:Tensor, # (O,I)
-    b:Tensor, # (O,)
-    gelu:bool, # GELU (tanh form) afterwards?
-)->Tensor: # (...,O)
+
+def plain_linear(
+    x: Tensor,  # (...,I)
+    w: Tensor,  # (O,I)
+    b: Tensor,  # (O,)
+    gelu: bool,  # GELU (tanh form) afterwards?
+) -> Tensor:  # (...,O)
     "A linear layer, and the MLP's activation if wanted"
     y = F.linear(x, w, b)
     return F.gelu(y, approximate='tanh') if gelu else y
 
-def packed_linear(x:Tensor, packed:Tensor, b:Tensor, gelu:bool # as above, with weights in oneDNN's own order
-)->Tensor: # (...,O)
+
+def packed_linear(
+    x: Tensor,
+    packed: Tensor,
+    b: Tensor,
+    gelu: bool,  # as above, with weights in oneDNN's own order
+) -> Tensor:  # (...,O)
     "The same in one operation on packed weights; a private operator of PyTorch"
-    return torch.ops.mkldnn._linear_pointwise(x, packed, b, *(('gelu',[],'tanh') if gelu else ('none',[],'')))
+    return torch.ops.mkldnn._linear_pointwise(
+        x, packed, b, *(('gelu', [], 'tanh') if gelu else ('none', [], ''))
+    )
 
 # %% ../../nbs/7_fast/72_packed.ipynb #91260166
 class PackedLinear(nn.Module):
     "A linear layer of a finished model; its weights cannot be read back, trained or saved"
-    def __init__(self, w:Tensor, # (O,I)
-        b:Tensor, # (O,)
-        gelu:bool=False, # GELU (tanh form) afterwards?
+
+    def __init__(
+        self,
+        w: Tensor,  # (O,I)
+        b: Tensor,  # (O,)
+        gelu: bool = False,  # GELU (tanh form) afterwards?
     ):
-        super().__init__(); w,self.b,self.gelu = w.detach().contiguous(), b.detach(), gelu
+        super().__init__()
+        w = w.detach().contiguous()
+        self.b = b.detach()
+        self.gelu = gelu
         self.way = packed_linear if can_pack(w) else plain_linear
-        self.w = torch.ops.mkldnn._reorder_linear_weight(w, None) if self.way is packed_linear else w
-    def forward(self, x:Tensor)->Tensor: return self.way(x, self.w, self.b, self.gelu)   # (...,I) -> (...,O)
+        self.w = (
+            torch.ops.mkldnn._reorder_linear_weight(w, None) if self.way is packed_linear else w
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(x, self.w, self.b, self.gelu)  # (...,I) -> (...,O)
 
 # %% ../../nbs/7_fast/72_packed.ipynb #411acb7c
-def attend_all(q:Tensor, # (B,H,m,d) queries, already scaled
-    k:Tensor, # (B,H,l,d) keys
-    v:Tensor, # (B,H,l,d) values
-)->Tensor: # (B,m,H*d)
+def attend_all(
+    q: Tensor,  # (B,H,m,d) queries, already scaled
+    k: Tensor,  # (B,H,l,d) keys
+    v: Tensor,  # (B,H,l,d) values
+) -> Tensor:  # (B,m,H*d)
     "Attention that sees everything, by the faster of two routes"
-    if q.device.type!='cpu' or q.dtype==torch.float32: o = F.scaled_dot_product_attention(q,k,v,scale=1.)
-    else: o = torch.stack([torch.bmm(torch.bmm(a,b.transpose(1,2)).softmax(-1),c) for a,b,c in zip(q,k,v)])
-    return o.transpose(1,2).flatten(2)
+    if q.device.type != 'cpu' or q.dtype == torch.float32:
+        o = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    else:
+        o = torch.stack(
+            [torch.bmm(torch.bmm(a, b.transpose(1, 2)).softmax(-1), c) for a, b, c in zip(q, k, v)]
+        )
+    return o.transpose(1, 2).flatten(2)
 
 # %% ../../nbs/7_fast/72_packed.ipynb #77d8dd47
 class FastBlock(nn.Module):
     "An `AdaLNBlock` for generation"
-    compiler = None # backend of torch.compile for the two pieces; not compiled if None
+
+    compiler = None  # backend of torch.compile for the two pieces; not compiled if None
     modulation = AdaLNBlock.modulation
-    def __init__(self, block:AdaLNBlock # whose weights are used
+
+    def __init__(
+        self,
+        block: AdaLNBlock,  # whose weights are used
     ):
-        super().__init__(); a,zero = block.attn,torch.zeros_like(block.attn.q_bias)
-        self.ada,self.heads,self.scale = block.ada, a.heads, a.log_scale.detach().clamp(max=log(100.)).exp()
-        self.qkv,self.proj = PackedLinear(a.qkv.weight, torch.cat([a.q_bias,zero,a.v_bias])), PackedLinear(a.proj.weight, a.proj.bias)
-        self.fc1,self.fc2 = PackedLinear(block.mlp[0].weight, block.mlp[0].bias, gelu=True), PackedLinear(block.mlp[2].weight, block.mlp[2].bias)
+        super().__init__()
+        a = block.attn
+        zero = torch.zeros_like(block.attn.q_bias)
+        self.ada = block.ada
+        self.heads = a.heads
+        self.scale = a.log_scale.detach().clamp(max=log(100.0)).exp()
+        self.qkv = PackedLinear(a.qkv.weight, torch.cat([a.q_bias, zero, a.v_bias]))
+        self.proj = PackedLinear(a.proj.weight, a.proj.bias)
+        self.fc1 = PackedLinear(block.mlp[0].weight, block.mlp[0].bias, gelu=True)
+        self.fc2 = PackedLinear(block.mlp[2].weight, block.mlp[2].bias)
 
-    def before(self, x:Tensor, scale:Tensor, shift:Tensor # (B,m,D), (B,1,D) twice
-    )->tuple: # queries, keys, values (B,H,m,d)
+    def before(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,  # (B,m,D), (B,1,D) twice
+    ) -> tuple:  # queries, keys, values (B,H,m,d)
         "From tokens to what attention reads"
-        q,k,v = self.qkv(modulate(x,scale,shift)).unflatten(2,(3,self.heads,-1)).permute(2,0,3,1,4)
-        def direction(t): return 1/torch.linalg.vector_norm(t,dim=-1,keepdim=True,dtype=torch.float32).clamp(min=1e-12)
-        return q*(direction(q)*self.scale).to(q.dtype), k*direction(k).to(k.dtype), v
+        q, k, v = (
+            self.qkv(modulate(x, scale, shift))
+            .unflatten(2, (3, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
 
-    def after(self, x:Tensor, o:Tensor, gate1:Tensor, gate2:Tensor, scale:Tensor, shift:Tensor # tokens and what attention found, (B,m,D)
-    )->Tensor: # (B,m,D)
+        def direction(t):
+            return 1 / torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=torch.float32).clamp(
+                min=1e-12
+            )
+
+        return q * (direction(q) * self.scale).to(q.dtype), k * direction(k).to(k.dtype), v
+
+    def after(
+        self,
+        x: Tensor,
+        o: Tensor,
+        gate1: Tensor,
+        gate2: Tensor,
+        scale: Tensor,
+        shift: Tensor,  # tokens and what attention found, (B,m,D)
+    ) -> Tensor:  # (B,m,D)
         "Add what attention found, then the MLP"
         x = torch.addcmul(x, gate1, self.proj(o))
-        return torch.addcmul(x, gate2, self.fc2(self.fc1(modulate(x,scale,shift))))
+        return torch.addcmul(x, gate2, self.fc2(self.fc1(modulate(x, scale, shift))))
 
-    def forward(self, x:Tensor, # (B,m,D) tokens of a stage
-        modulation:tuple, # six (B,1,D)
-        cache:KVCache, # earlier keys and values
-        block:int, # which block's, in the cache
-    )->Tensor: # (B,m,D)
+    def forward(
+        self,
+        x: Tensor,  # (B,m,D) tokens of a stage
+        modulation: tuple,  # six (B,1,D)
+        cache: KVCache,  # earlier keys and values
+        block: int,  # which block's, in the cache
+    ) -> Tensor:  # (B,m,D)
         "What the block makes of a stage"
-        g1,g2,s1,s2,b1,b2 = modulation; before,after = pieces(self.compiler)
-        q,k,v = before(self, x, s1, b1)
-        return after(self, x, attend_all(q, *cache.append(block,k,v)), g1, g2, s2, b2)
+        g1, g2, s1, s2, b1, b2 = modulation
+        before, after = pieces(self.compiler)
+        q, k, v = before(self, x, s1, b1)
+        return after(self, x, attend_all(q, *cache.append(block, k, v)), g1, g2, s2, b2)
+
 
 @lru_cache
-def pieces(compiler:str=None # backend of torch.compile, or None
-)->tuple: # two functions, of a block and tensors
+def pieces(
+    compiler: str = None,  # backend of torch.compile, or None
+) -> tuple:  # two functions, of a block and tensors
     "The two pieces of a block: compiled once, for all blocks and all numbers of tokens"
-    if compiler is None: return FastBlock.before, FastBlock.after
-    return tuple(torch.compile(f, backend=compiler, dynamic=True) for f in (FastBlock.before,FastBlock.after))
+    if compiler is None:
+        return FastBlock.before, FastBlock.after
+    return tuple(
+        torch.compile(f, backend=compiler, dynamic=True)
+        for f in (FastBlock.before, FastBlock.after)
+    )
 
 # %% ../../nbs/7_fast/72_packed.ipynb #53195d2a
 def refuse(*args, **kwargs):
     "ValueError, for everything that a model for generation cannot do"
-    raise ValueError("this model was made for generation: its weights are packed and cannot be trained, saved or moved. Do that with the pipeline it was made from, and make it fast again afterwards")
+    raise ValueError(
+        "this model was made for generation: its weights are packed and cannot be trained, saved or moved. Do that with the pipeline it was made from, and make it fast again afterwards"
+    )
+
 
 class FastTransformer:
     "An `NFIGTransformer` for generation: the same logits from packed weights. For finished models: later changes of the weights are not noticed"
-    train = requires_grad_ = parameters = named_parameters = state_dict = load_state_dict = save_pretrained = to = refuse
-    def __init__(self, t:NFIGTransformer, # stays as it is
-        dtype=None, # to compute in, as torch.bfloat16; its own if None
-        compiler=None, # backend of torch.compile; not compiled if None
+
+    train = requires_grad_ = parameters = named_parameters = state_dict = load_state_dict = (
+        save_pretrained
+    ) = to = refuse
+
+    def __init__(
+        self,
+        t: NFIGTransformer,  # stays as it is
+        dtype=None,  # to compute in, as torch.bfloat16; its own if None
+        compiler=None,  # backend of torch.compile; not compiled if None
     ):
-        memo = {id(p):p for p in [*t.parameters(),*t.buffers()]} if dtype in (None,t.pos_embed.dtype) else {}
-        self.inner = deepcopy(t,memo).eval().to(dtype=dtype); self.config,self.class_embed = t.config,self.inner.class_embed
-        for i,b in enumerate(self.inner.blocks): self.inner.blocks[i] = FastBlock(b); self.inner.blocks[i].compiler = compiler
+        memo = (
+            {id(p): p for p in [*t.parameters(), *t.buffers()]}
+            if dtype in (None, t.pos_embed.dtype)
+            else {}
+        )
+        self.inner = deepcopy(t, memo).eval().to(dtype=dtype)
+        self.config = t.config
+        self.class_embed = self.inner.class_embed
+        for i, b in enumerate(self.inner.blocks):
+            self.inner.blocks[i] = FastBlock(b)
+            self.inner.blocks[i].compiler = compiler
         self.inner.head = PackedLinear(self.inner.head.weight, self.inner.head.bias)
-    def eval(self): return self
-    def embed_class(self, labels:Tensor)->Tensor: # (B,D)
-        with torch.no_grad(): return self.inner.embed_class(labels)
-    def new_cache(self, batch:int)->KVCache: return self.inner.new_cache(batch)
-    def stage(self, i:int, cond:Tensor, x:Tensor, cache:KVCache)->Tensor: # (B,s_i^2,K) logits
-        with torch.no_grad(): return self.inner.stage(i, cond, x, cache)
+
+    def eval(self):
+        return self
+
+    def embed_class(self, labels: Tensor) -> Tensor:  # (B,D)
+        with torch.no_grad():
+            return self.inner.embed_class(labels)
+
+    def new_cache(self, batch: int) -> KVCache:
+        return self.inner.new_cache(batch)
+
+    def stage(
+        self, i: int, cond: Tensor, x: Tensor, cache: KVCache
+    ) -> Tensor:  # (B,s_i^2,K) logits
+        with torch.no_grad():
+            return self.inner.stage(i, cond, x, cache)

@@ -8,208 +8,325 @@ __all__ = ['best_points', 'winograd_matrices', 'transform_tiles', 'transform_ker
            'Chunks', 'replaced', 'fast']
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #8fc7bd2c
-import math,torch
+import math
+import torch
 import torch.nn.functional as F
 from copy import deepcopy
 from functools import cached_property
-from torch import Tensor,nn
-from ..tokenizer.autoencoder import CNNDecoder,CNNEncoder,Downsample,ResBlock,Upsample
+from torch import Tensor, nn
+from ..tokenizer.autoencoder import CNNDecoder, CNNEncoder, Downsample, ResBlock, Upsample
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #e035ca9d
-best_points = (0,.65,-.65,1.55,-1.55) # and infinity; see the figure for how they were found
+best_points = (0, 0.65, -0.65, 1.55, -1.55)  # and infinity; see the figure for how they were found
 
-def winograd_matrices(points=best_points, # finite points, one less than inputs
-    outputs:int=4, # outputs of a tile
-    taps:int=3, # of the filter
-)->tuple: # float64: A^T (outputs,n), G (n,taps), B^T (n,n) with n = outputs+taps-1
+
+def winograd_matrices(
+    points=best_points,  # finite points, one less than inputs
+    outputs: int = 4,  # outputs of a tile
+    taps: int = 3,  # of the filter
+) -> tuple:  # float64: A^T (outputs,n), G (n,taps), B^T (n,n) with n = outputs+taps-1
     "The matrices of y = A^T[(G g) * (B^T d)] (Toom-Cook, transposed); ValueError if the points are not n-1 different ones"
-    n,p = outputs+taps-1, torch.tensor(points, dtype=torch.float64)
-    if len(set(points))!=n-1: raise ValueError(f"{outputs} outputs of {taps} taps need {n-1} different points, not {points}")
+    n = outputs + taps - 1
+    p = torch.tensor(points, dtype=torch.float64)
+    if len(set(points)) != n - 1:
+        raise ValueError(
+            f"{outputs} outputs of {taps} taps need {n - 1} different points, not {points}"
+        )
     infinity = lambda k: torch.eye(k, dtype=torch.float64)[-1:]
     V = lambda k: torch.cat([torch.linalg.vander(p, N=k), infinity(k)])
     return V(outputs).T, V(taps), torch.linalg.inv(V(n)).T
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #3acea781
-_AT,_G,_BT = winograd_matrices()
-_back,_forward = _AT.float(),_BT.float() # (4,6) and (6,6): to the picture and from it
+_AT, _G, _BT = winograd_matrices()
+# (4,6) and (6,6): to the picture and from it
+_back = _AT.float()
+_forward = _BT.float()
 
-def transform_tiles(m:Tensor, # (p,6): `_forward` or `_back`
-    d:Tensor, # (6,6,N) contiguous: rows, columns, and whatever else
-    half:Tensor, # (6,p,N) memory for the half-way result
-    out:Tensor, # (p,p,N), written to
-)->Tensor: # `out`
+
+def transform_tiles(
+    m: Tensor,  # (p,6): `_forward` or `_back`
+    d: Tensor,  # (6,6,N) contiguous: rows, columns, and whatever else
+    half: Tensor,  # (6,p,N) memory for the half-way result
+    out: Tensor,  # (p,p,N), written to
+) -> Tensor:  # `out`
     "Rows first, then columns: each time six or p products with a small matrix"
-    torch.matmul(m, d.transpose(0,1), out=half)             # column c of the tiles: (p,6) @ (6,N)
-    return torch.matmul(m, half.transpose(0,1), out=out)    # row i of the result
+    torch.matmul(m, d.transpose(0, 1), out=half)  # column c of the tiles: (p,6) @ (6,N)
+    return torch.matmul(m, half.transpose(0, 1), out=out)  # row i of the result
 
-def transform_kernels(w:Tensor # (O,C,3,3) weights of a convolution
-)->Tensor: # (36,C,O) float32: a matrix for each product of a tile
+
+def transform_kernels(
+    w: Tensor,  # (O,C,3,3) weights of a convolution
+) -> Tensor:  # (36,C,O) float32: a matrix for each product of a tile
     "Kernels at the 36 points, ready for matrix products"
-    return torch.einsum('ip,ocpq,jq->ijco', _G.to(w.device), w.detach().double(), _G.to(w.device)).flatten(0,1).float().contiguous()
+    return (
+        torch.einsum('ip,ocpq,jq->ijco', _G.to(w.device), w.detach().double(), _G.to(w.device))
+        .flatten(0, 1)
+        .float()
+        .contiguous()
+    )
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #e019dff6
 class Scratch:
     "Named float32 memory for intermediate results; what was in it is overwritten. Not for two threads at once"
-    def __init__(self): self.kept = {}
-    def __call__(self, name:str, # what it is for
-        *shape, # of the tensor wanted
-    )->Tensor: # uninitialised
+
+    def __init__(self):
+        self.kept = {}
+
+    def __call__(
+        self,
+        name: str,  # what it is for
+        *shape,  # of the tensor wanted
+    ) -> Tensor:  # uninitialised
         n = math.prod(shape)
-        with torch.inference_mode(False):                                         # so that it can be written to in any mode
-            if name not in self.kept or self.kept[name].numel()<n: self.kept[name] = torch.empty(n)
+        with torch.inference_mode(False):  # so that it can be written to in any mode
+            if name not in self.kept or self.kept[name].numel() < n:
+                self.kept[name] = torch.empty(n)
         return self.kept[name][:n].view(shape)
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #f634bb63
-def blocks(shape, # (B,H,W,C) of the input; H and W multiples of 4
-    tiles:int=256, # about so many tiles a block
-): # yields (slice of pictures, first row of tiles, row of tiles after the last)
+def blocks(
+    shape,  # (B,H,W,C) of the input; H and W multiples of 4
+    tiles: int = 256,  # about so many tiles a block
+):  # yields (slice of pictures, first row of tiles, row of tiles after the last)
     "Cut a batch into pieces that fit into a processor's cache"
-    B,H,W,_ = shape; rows,cols = H//4,W//4
-    n,k = max(1,tiles//(rows*cols)), min(rows,max(1,tiles//cols))
-    for b in range(0,B,n):
-        for r in range(0,rows,k): yield slice(b,min(B,b+n)), r, min(rows,r+k)
+    B, H, W, _ = shape
+    rows, cols = H // 4, W // 4
+    n = max(1, tiles // (rows * cols))
+    k = min(rows, max(1, tiles // cols))
+    for b in range(0, B, n):
+        for r in range(0, rows, k):
+            yield slice(b, min(B, b + n)), r, min(rows, r + k)
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #9c3aea02
-def load_tiles(x:Tensor, # (n,H,W,C) pictures, channels last
-    r:int, # first row of tiles
-    e:int, # row of tiles after the last
-    scratch:Scratch, # for the padded rows
-    before:tuple=None, # (scale, shift), each (n,1,1,C), of a norm whose SiLU follows; None leaves x as it is
-)->Tensor: # (6,6,n,e-r,W/4,C) view
+def load_tiles(
+    x: Tensor,  # (n,H,W,C) pictures, channels last
+    r: int,  # first row of tiles
+    e: int,  # row of tiles after the last
+    scratch: Scratch,  # for the padded rows
+    before: tuple = None,  # (scale, shift), each (n,1,1,C), of a norm whose SiLU follows; None leaves x as it is
+) -> Tensor:  # (6,6,n,e-r,W/4,C) view
     "The overlapping 6x6 tiles of some rows, with zeros around the picture"
-    n,H,W,C = x.shape; top,low,high = 4*r-1, max(4*r-1,0), min(4*e+1,H)
-    pad = scratch('pad', n, 4*(e-r)+2, W+2, C); inner = pad[:,low-top:high-top,1:-1]
-    pad[:,:,0] = pad[:,:,-1] = 0
-    if low>top: pad[:,0] = 0
-    if high<4*e+1: pad[:,-1] = 0
-    if before: F.silu(torch.addcmul(before[1], x[:,low:high], before[0], out=inner), inplace=True)
-    else: inner.copy_(x[:,low:high])
-    return pad.unfold(1,6,4).unfold(2,6,4).permute(4,5,0,1,2,3)
+    n, H, W, C = x.shape
+    top = 4 * r - 1
+    low = max(4 * r - 1, 0)
+    high = min(4 * e + 1, H)
+    pad = scratch('pad', n, 4 * (e - r) + 2, W + 2, C)
+    inner = pad[:, low - top : high - top, 1:-1]
+    pad[:, :, 0] = pad[:, :, -1] = 0
+    if low > top:
+        pad[:, 0] = 0
+    if high < 4 * e + 1:
+        pad[:, -1] = 0
+    if before:
+        F.silu(torch.addcmul(before[1], x[:, low:high], before[0], out=inner), inplace=True)
+    else:
+        inner.copy_(x[:, low:high])
+    return pad.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 0, 1, 2, 3)
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #569acc0c
-def winograd_conv(x:Tensor, # (B,H,W,C) contiguous float32; H and W multiples of 4
-    U:Tensor, # (36,C,O) from `transform_kernels`
-    bias:Tensor, # (O,)
-    out:Tensor, # (B,H,W,O), written to
-    scratch:Scratch, # for blocks
-    before:tuple=None, # see `load_tiles`, for the whole batch
-    add:bool=False, # add to `out` instead of replacing it
-)->Tensor: # `out`
+def winograd_conv(
+    x: Tensor,  # (B,H,W,C) contiguous float32; H and W multiples of 4
+    U: Tensor,  # (36,C,O) from `transform_kernels`
+    bias: Tensor,  # (O,)
+    out: Tensor,  # (B,H,W,O), written to
+    scratch: Scratch,  # for blocks
+    before: tuple = None,  # see `load_tiles`, for the whole batch
+    add: bool = False,  # add to `out` instead of replacing it
+) -> Tensor:  # `out`
     "3x3 convolution with stride 1 and padding 1 by Winograd's F(4x4,3x3) (Lavin and Gray 2016); no gradients"
-    C,O = U.shape[1:]
-    for b,r,e in blocks(x.shape):
+    C, O = U.shape[1:]
+    for b, r, e in blocks(x.shape):
         d = load_tiles(x[b], r, e, scratch, before and tuple(o[b] for o in before))
-        D = scratch('tiles',*d.shape).copy_(d).view(6,6,-1); half = scratch('half',*D.shape)
-        V = transform_tiles(_forward, D, half, scratch('points',*D.shape)).view(36,-1,C)
-        M = torch.bmm(V, U, out=scratch('products',*V.shape[:2],O)).view(6,6,-1)
-        Y = transform_tiles(_back, M, scratch('half',6,4,M.shape[-1]), scratch('outputs',4,4,M.shape[-1]))
-        Y = Y.view(4,4,*d.shape[2:5],O).permute(2,3,0,4,1,5)                                         # (n,rows,4,cols,4,O)
-        o = out[b,4*r:4*e].unflatten(1,(-1,4)).unflatten(3,(-1,4))                                 # the same, a view
-        if add: o.add_(Y).add_(bias)
-        else: torch.add(Y, bias, out=o)
+        D = scratch('tiles', *d.shape).copy_(d).view(6, 6, -1)
+        half = scratch('half', *D.shape)
+        V = transform_tiles(_forward, D, half, scratch('points', *D.shape)).view(36, -1, C)
+        M = torch.bmm(V, U, out=scratch('products', *V.shape[:2], O)).view(6, 6, -1)
+        Y = transform_tiles(
+            _back, M, scratch('half', 6, 4, M.shape[-1]), scratch('outputs', 4, 4, M.shape[-1])
+        )
+        Y = Y.view(4, 4, *d.shape[2:5], O).permute(2, 3, 0, 4, 1, 5)  # (n,rows,4,cols,4,O)
+        o = out[b, 4 * r : 4 * e].unflatten(1, (-1, 4)).unflatten(3, (-1, 4))  # the same, a view
+        if add:
+            o.add_(Y).add_(bias)
+        else:
+            torch.add(Y, bias, out=o)
     return out
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #2cfff1a4
-def norm_scale(x:Tensor, # (B,H,W,C) contiguous
-    norm:nn.GroupNorm, # with weight and bias
-    scratch:Scratch, # for differences
-)->tuple: # (scale, shift), each (B,1,1,C), such that norm(x) = scale*x+shift
+def norm_scale(
+    x: Tensor,  # (B,H,W,C) contiguous
+    norm: nn.GroupNorm,  # with weight and bias
+    scratch: Scratch,  # for differences
+) -> tuple:  # (scale, shift), each (B,1,1,C), such that norm(x) = scale*x+shift
     "A group norm as one multiplication and addition a channel"
-    B,H,W,C = x.shape; first = x[:,0,0]; sums = torch.zeros(2,B,C,dtype=torch.float64)
+    B, H, W, C = x.shape
+    first = x[:, 0, 0]
+    sums = torch.zeros(2, B, C, dtype=torch.float64)
     for b in range(B):
-        for p in x[b].flatten(0,1).split(2048):
-            q = torch.sub(p, first[b], out=scratch('differences',*p.shape))
-            sums[0,b] += q.sum(0); sums[1,b] += q.square_().sum(0)
-    m,square = sums/(H*W); mean = first+m                                        # float64, of each channel
-    def of_group(t): return t.view(B,norm.num_groups,-1).mean(-1).repeat_interleave(C//norm.num_groups,-1)
-    centre = of_group(mean); var = of_group(square-m**2+mean**2)-centre**2
-    scale = norm.weight*(var+norm.eps).rsqrt()
-    return scale.float()[:,None,None], (norm.bias-centre*scale).float()[:,None,None]
+        for p in x[b].flatten(0, 1).split(2048):
+            q = torch.sub(p, first[b], out=scratch('differences', *p.shape))
+            sums[0, b] += q.sum(0)
+            sums[1, b] += q.square_().sum(0)
+    m, square = sums / (H * W)
+    mean = first + m  # float64, of each channel
+
+    def of_group(t):
+        return t.view(B, norm.num_groups, -1).mean(-1).repeat_interleave(C // norm.num_groups, -1)
+
+    centre = of_group(mean)
+    var = of_group(square - m**2 + mean**2) - centre**2
+    scale = norm.weight * (var + norm.eps).rsqrt()
+    return scale.float()[:, None, None], (norm.bias - centre * scale).float()[:, None, None]
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #b064c9d4
-def suits(x:Tensor, # (B,C,H,W)
-    channels:int, # smallest number of channels in and out
-)->bool:
+def suits(
+    x: Tensor,  # (B,C,H,W)
+    channels: int,  # smallest number of channels in and out
+) -> bool:
     "Is Winograd's way possible, and likely to be faster?"
-    H,W = x.shape[-2:]
-    plain = torch.is_grad_enabled() or x.dtype!=torch.float32 or x.device.type!='cpu' or torch.is_autocast_enabled('cpu')
-    return not plain and channels>=64 and min(H,W)>=32 and H%4==W%4==0
+    H, W = x.shape[-2:]
+    plain = (
+        torch.is_grad_enabled()
+        or x.dtype != torch.float32
+        or x.device.type != 'cpu'
+        or torch.is_autocast_enabled('cpu')
+    )
+    return not plain and channels >= 64 and min(H, W) >= 32 and H % 4 == W % 4 == 0
+
 
 class FastResBlock(nn.Module):
     "A `ResBlock` for inference; overwrites its input"
-    def __init__(self, block:ResBlock, # whose weights are used
-        scratch:Scratch, # shared by all blocks
+
+    def __init__(
+        self,
+        block: ResBlock,  # whose weights are used
+        scratch: Scratch,  # shared by all blocks
     ):
-        super().__init__(); self.block,self.scratch = block,scratch
+        super().__init__()
+        self.block, self.scratch = block, scratch
+
     @cached_property
-    def kernels(self): return [transform_kernels(c.weight) for c in (self.block.conv1,self.block.conv2)]   # when first needed, then kept
-    def forward(self, x:Tensor)->Tensor: # (B,cin,h,w) -> (B,cout,h,w)
+    def kernels(self):
+        return [
+            transform_kernels(c.weight) for c in (self.block.conv1, self.block.conv2)
+        ]  # when first needed, then kept
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,cin,h,w) -> (B,cout,h,w)
         "What the block gives; `x` is overwritten where Winograd's way is taken"
-        m,s = self.block,self.scratch; cin,cout = m.conv1.in_channels,m.conv1.out_channels
-        if not suits(x, min(cin,cout)): return m(x)
-        x = x.contiguous(memory_format=torch.channels_last); v = x.permute(0,2,3,1)                  # (B,h,w,cin)
-        h = winograd_conv(v, self.kernels[0], m.conv1.bias, s('hidden',*v.shape[:3],cout), s, norm_scale(v,m.norm1,s))
-        out = m.nin_shortcut(x).contiguous(memory_format=torch.channels_last).permute(0,2,3,1)       # x itself, or its 1x1 convolution
-        return winograd_conv(h, self.kernels[1], m.conv2.bias, out, s, norm_scale(h,m.norm2,s), add=True).permute(0,3,1,2)
+        m, s = self.block, self.scratch
+        cin = m.conv1.in_channels
+        cout = m.conv1.out_channels
+        if not suits(x, min(cin, cout)):
+            return m(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        v = x.permute(0, 2, 3, 1)  # (B,h,w,cin)
+        h = winograd_conv(
+            v,
+            self.kernels[0],
+            m.conv1.bias,
+            s('hidden', *v.shape[:3], cout),
+            s,
+            norm_scale(v, m.norm1, s),
+        )
+        out = (
+            m.nin_shortcut(x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        )  # x itself, or its 1x1 convolution
+        return winograd_conv(
+            h, self.kernels[1], m.conv2.bias, out, s, norm_scale(h, m.norm2, s), add=True
+        ).permute(0, 3, 1, 2)
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #1a53f716
 class FastDownsample(nn.Module):
     "A `Downsample` for inference"
-    def __init__(self, down:Downsample, # whose weights are used
-        scratch:Scratch, # shared by all blocks
+
+    def __init__(
+        self,
+        down: Downsample,  # whose weights are used
+        scratch: Scratch,  # shared by all blocks
     ):
-        super().__init__(); self.down,self.scratch = down,scratch
-    def forward(self, x:Tensor)->Tensor: # (B,C,h,w) -> (B,C,h/2,w/2)
+        super().__init__()
+        self.down, self.scratch = down, scratch
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,h,w) -> (B,C,h/2,w/2)
         "Pad into old memory, convolve with stride 2"
-        if not suits(x, x.shape[1]): return self.down(x)
-        B,C,H,W = x.shape; p = self.scratch('hidden',B,H+1,W+1,C); p[:,-1] = 0; p[:,:,-1] = 0
-        p[:,:-1,:-1] = x.permute(0,2,3,1)
-        return self.down.conv(p.permute(0,3,1,2))
+        if not suits(x, x.shape[1]):
+            return self.down(x)
+        B, C, H, W = x.shape
+        p = self.scratch('hidden', B, H + 1, W + 1, C)
+        p[:, -1] = 0
+        p[:, :, -1] = 0
+        p[:, :-1, :-1] = x.permute(0, 2, 3, 1)
+        return self.down.conv(p.permute(0, 3, 1, 2))
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #ee38e088
-def upsample_kernel(w:Tensor # (O,C,3,3) weights of a convolution that follows doubling by repetition
-)->Tensor: # (C,O,4,4) float32, for a transposed convolution of stride 2, padding 1
+def upsample_kernel(
+    w: Tensor,  # (O,C,3,3) weights of a convolution that follows doubling by repetition
+) -> Tensor:  # (C,O,4,4) float32, for a transposed convolution of stride 2, padding 1
     "One kernel that doubles and convolves"
-    w = w.detach().float(); sums = F.conv2d(w.flatten(0,1)[:,None], w.new_ones(1,1,2,2), padding=1)      # (O*C,1,4,4)
-    return sums.view(*w.shape[:2],4,4).flip(2,3).transpose(0,1).contiguous()
+    w = w.detach().float()
+    sums = F.conv2d(w.flatten(0, 1)[:, None], w.new_ones(1, 1, 2, 2), padding=1)  # (O*C,1,4,4)
+    return sums.view(*w.shape[:2], 4, 4).flip(2, 3).transpose(0, 1).contiguous()
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #22cd12a3
 class FastUpsample(nn.Module):
     "An `Upsample` for inference, in any precision and on any device"
-    def __init__(self, up:Upsample # whose weights are used
+
+    def __init__(
+        self,
+        up: Upsample,  # whose weights are used
     ):
-        super().__init__(); self.up = up
+        super().__init__()
+        self.up = up
         self.register_buffer('kernel', upsample_kernel(up.conv.weight), persistent=False)
-    def forward(self, x:Tensor)->Tensor: # (B,C,h,w) -> (B,C,2h,2w)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,h,w) -> (B,C,2h,2w)
         "One transposed convolution"
         return F.conv_transpose2d(x, self.kernel, self.up.conv.bias, stride=2, padding=1)
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #6543815c
 class Chunks(nn.Module):
     "A network that takes a batch a few pictures at a time when no gradients are asked for"
-    def __init__(self, net:nn.Module, # (B,C,h,w) -> (B,C',h',w')
-        zoom:int=1, # side of the pictures, as a multiple of the input's side
-        pixels:int=2**16, # of a piece
+
+    def __init__(
+        self,
+        net: nn.Module,  # (B,C,h,w) -> (B,C',h',w')
+        zoom: int = 1,  # side of the pictures, as a multiple of the input's side
+        pixels: int = 2**16,  # of a piece
     ):
-        super().__init__(); self.net,self.zoom,self.pixels = net,zoom,pixels
-    def forward(self, x:Tensor)->Tensor: # as `net`
+        super().__init__()
+        self.net = net
+        self.zoom = zoom
+        self.pixels = pixels
+
+    def forward(self, x: Tensor) -> Tensor:  # as `net`
         "The pieces' results, put together"
-        if torch.is_grad_enabled(): return self.net(x)
-        n = max(1, self.pixels//(x.shape[-2]*x.shape[-1]*self.zoom**2))
+        if torch.is_grad_enabled():
+            return self.net(x)
+        n = max(1, self.pixels // (x.shape[-2] * x.shape[-1] * self.zoom**2))
         return torch.cat([self.net(p) for p in x.split(n)])
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #628ed4bf
-def replaced(m:nn.Module, # changed in place
-    by:dict, # type of a module -> a function that makes its replacement
-)->nn.Module: # `m`, or its own replacement
+def replaced(
+    m: nn.Module,  # changed in place
+    by: dict,  # type of a module -> a function that makes its replacement
+) -> nn.Module:  # `m`, or its own replacement
     "Everything in `m` that has a replacement, replaced from the inside out"
-    for name,child in m.named_children(): setattr(m, name, replaced(child, by))
+    for name, child in m.named_children():
+        setattr(m, name, replaced(child, by))
     return by[type(m)](m) if type(m) in by else m
 
-def fast(model:nn.Module # a tokenizer, encoder or decoder with CNNs inside; others gain nothing but lose nothing
-)->nn.Module: # in eval mode, for inference in float32 on a processor; not for saving or training
+
+def fast(
+    model: nn.Module,  # a tokenizer, encoder or decoder with CNNs inside; others gain nothing but lose nothing
+) -> nn.Module:  # in eval mode, for inference in float32 on a processor; not for saving or training
     "A copy that shares the weights and needs a third of the multiplications; the weights' memory becomes channels-last"
-    memo = {id(t):t for t in [*model.parameters(),*model.buffers()]}
-    s = Scratch(); by = {ResBlock:lambda m: FastResBlock(m,s), Downsample:lambda m: FastDownsample(m,s), Upsample:FastUpsample,
-                         CNNEncoder:Chunks, CNNDecoder:lambda m: Chunks(m, 2**(len(m.up)-1))}
-    return replaced(deepcopy(model,memo).eval(), by).to(memory_format=torch.channels_last)
+    memo = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    s = Scratch()
+    by = {
+        ResBlock: lambda m: FastResBlock(m, s),
+        Downsample: lambda m: FastDownsample(m, s),
+        Upsample: FastUpsample,
+        CNNEncoder: Chunks,
+        CNNDecoder: lambda m: Chunks(m, 2 ** (len(m.up) - 1)),
+    }
+    return replaced(deepcopy(model, memo).eval(), by).to(memory_format=torch.channels_last)

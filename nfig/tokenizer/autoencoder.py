@@ -9,213 +9,324 @@ __all__ = ['ResBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Level', 'Middle',
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #66fc6e39
 import torch
 import torch.nn.functional as F
-from torch import Tensor,nn
+from torch import Tensor, nn
 from ..core.config import TokenizerConfig
-from ..core.io import fetch_hint,read_state,require,weight_file
+from ..core.io import fetch_hint, read_state, require, weight_file
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #5c5bb263
 class ResBlock(nn.Module):
     "norm, SiLU, 3x3 convolution, twice, and a shortcut"
-    def __init__(self,
-        cin:int, # channels in
-        cout:int, # channels out
-        groups:int=32, # groups of the norms
+
+    def __init__(
+        self,
+        cin: int,  # channels in
+        cout: int,  # channels out
+        groups: int = 32,  # groups of the norms
     ):
         super().__init__()
-        self.norm1,self.conv1 = nn.GroupNorm(groups,cin,eps=1e-6), nn.Conv2d(cin,cout,3,padding=1)
-        self.norm2,self.conv2 = nn.GroupNorm(groups,cout,eps=1e-6), nn.Conv2d(cout,cout,3,padding=1)
-        self.nin_shortcut = nn.Conv2d(cin,cout,1) if cin!=cout else nn.Identity()
-    def forward(self, x:Tensor)->Tensor: # (B,cin,h,w) -> (B,cout,h,w)
+        self.norm1 = nn.GroupNorm(groups, cin, eps=1e-6)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, cout, eps=1e-6)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,cin,h,w) -> (B,cout,h,w)
         h = self.conv1(F.silu(self.norm1(x)))
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #6a645e70
 class AttnBlock(nn.Module):
     "Single-head self-attention over all positions, with a shortcut"
-    def __init__(self,
-        dim:int, # channels
-        groups:int=32, # groups of the norm
+
+    def __init__(
+        self,
+        dim: int,  # channels
+        groups: int = 32,  # groups of the norm
     ):
         super().__init__()
-        self.norm = nn.GroupNorm(groups,dim,eps=1e-6)
-        self.qkv,self.proj_out = nn.Conv2d(dim,3*dim,1), nn.Conv2d(dim,dim,1)
-    def forward(self, x:Tensor)->Tensor: # (B,C,h,w), same out
+        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj_out = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,h,w), same out
         "Every position adds what it found elsewhere"
-        q,k,v = self.qkv(self.norm(x)).flatten(2).transpose(1,2)[:,None].chunk(3,-1)   # (B,1,hw,C) each
-        o = F.scaled_dot_product_attention(q,k,v)[:,0].transpose(1,2)                  # (B,C,hw)
+        q, k, v = (
+            self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, -1)
+        )  # (B,1,hw,C) each
+        o = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)  # (B,C,hw)
         return x + self.proj_out(o.reshape(x.shape))
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #f6c980c5
 class Downsample(nn.Module):
     "Half the side: 3x3 convolution of stride 2"
-    def __init__(self, dim:int # channels
+
+    def __init__(
+        self,
+        dim: int,  # channels
     ):
-        super().__init__(); self.conv = nn.Conv2d(dim,dim,3,stride=2)
-    def forward(self, x:Tensor)->Tensor: return self.conv(F.pad(x,(0,1,0,1)))   # (B,C,h,w) -> (B,C,h/2,w/2)
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B,C,h,w) -> (B,C,h/2,w/2)
+
 
 class Upsample(nn.Module):
     "Twice the side: repeat every pixel, then 3x3 convolution"
-    def __init__(self, dim:int # channels
+
+    def __init__(
+        self,
+        dim: int,  # channels
     ):
-        super().__init__(); self.conv = nn.Conv2d(dim,dim,3,padding=1)
-    def forward(self, x:Tensor)->Tensor: return self.conv(F.interpolate(x,scale_factor=2,mode='nearest'))   # (B,C,2h,2w)
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode='nearest'))  # (B,C,2h,2w)
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #1f4fd765
 class Level(nn.Module):
     "Residual blocks at one resolution, then an optional change of side"
-    def __init__(self,
-        cin:int, # channels in
-        cout:int, # channels out
-        blocks:int, # residual blocks
-        attn:bool, # attention after every block?
-        resize:nn.Module=None, # `Downsample`, `Upsample`, or nothing
-        groups:int=32, # groups of the norms
+
+    def __init__(
+        self,
+        cin: int,  # channels in
+        cout: int,  # channels out
+        blocks: int,  # residual blocks
+        attn: bool,  # attention after every block?
+        resize: nn.Module = None,  # `Downsample`, `Upsample`, or nothing
+        groups: int = 32,  # groups of the norms
     ):
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(cin if i==0 else cout, cout, groups) for i in range(blocks))
+        self.block = nn.ModuleList(
+            ResBlock(cin if i == 0 else cout, cout, groups) for i in range(blocks)
+        )
         self.attn = nn.ModuleList(AttnBlock(cout, groups) for _ in range(blocks if attn else 0))
-        self.way = 'downsample' if isinstance(resize,Downsample) else 'upsample'   # VQGAN's names
+        self.way = 'downsample' if isinstance(resize, Downsample) else 'upsample'  # VQGAN's names
         self.add_module(self.way, resize or nn.Identity())
-    def forward(self, x:Tensor)->Tensor: # (B,cin,h,w) -> (B,cout,h',w')
-        for i,b in enumerate(self.block): x = self.attn[i](b(x)) if len(self.attn) else b(x)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,cin,h,w) -> (B,cout,h',w')
+        for i, b in enumerate(self.block):
+            x = self.attn[i](b(x)) if len(self.attn) else b(x)
         return self.get_submodule(self.way)(x)
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #dfd38a37
 class Middle(nn.Module):
     "Block, attention, block at the smallest resolution"
-    def __init__(self,
-        dim:int, # channels
-        groups:int=32, # groups of the norms
+
+    def __init__(
+        self,
+        dim: int,  # channels
+        groups: int = 32,  # groups of the norms
     ):
         super().__init__()
-        self.block_1,self.attn_1,self.block_2 = ResBlock(dim,dim,groups),AttnBlock(dim,groups),ResBlock(dim,dim,groups)
-    def forward(self, x:Tensor)->Tensor: return self.block_2(self.attn_1(self.block_1(x)))   # (B,C,h,w)
+        self.block_1 = ResBlock(dim, dim, groups)
+        self.attn_1 = AttnBlock(dim, groups)
+        self.block_2 = ResBlock(dim, dim, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))  # (B,C,h,w)
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #61a9c962
 class CNNEncoder(nn.Module):
     "VQGAN's encoder: (B,3,H,H) to (B,C,h,h), h=H/(stem 2^k), with k+1 multipliers"
-    def __init__(self,
-        latent_dim:int=32, # channels C out
-        width:int=160, # channels at full resolution
-        multipliers:tuple=(1,1,2,2,4), # channel multiplier of every level
-        blocks:int=2, # residual blocks a level
-        groups:int=32, # groups of the norms
-        stem:int=1, # side of the pixel squares that the first convolution takes as one place
+
+    def __init__(
+        self,
+        latent_dim: int = 32,  # channels C out
+        width: int = 160,  # channels at full resolution
+        multipliers: tuple = (1, 1, 2, 2, 4),  # channel multiplier of every level
+        blocks: int = 2,  # residual blocks a level
+        groups: int = 32,  # groups of the norms
+        stem: int = 1,  # side of the pixel squares that the first convolution takes as one place
     ):
         super().__init__()
-        ch = [width*m for m in (1,*multipliers)]; last = len(multipliers)-1
-        self.conv_in = nn.Conv2d(3,width,stem+2,stride=stem,padding=1)
-        self.down = nn.ModuleList(Level(ch[i],ch[i+1],blocks,i==last,Downsample(ch[i+1]) if i<last else None,groups) for i in range(last+1))
-        self.mid = Middle(ch[-1],groups)
-        self.norm_out,self.conv_out = nn.GroupNorm(groups,ch[-1],eps=1e-6), nn.Conv2d(ch[-1],latent_dim,3,padding=1)
-    def forward(self, x:Tensor)->Tensor: # (B,3,H,W) -> (B,C,h,w)
+        ch = [width * m for m in (1, *multipliers)]
+        last = len(multipliers) - 1
+        self.conv_in = nn.Conv2d(3, width, stem + 2, stride=stem, padding=1)
+        self.down = nn.ModuleList(
+            Level(
+                ch[i],
+                ch[i + 1],
+                blocks,
+                i == last,
+                Downsample(ch[i + 1]) if i < last else None,
+                groups,
+            )
+            for i in range(last + 1)
+        )
+        self.mid = Middle(ch[-1], groups)
+        self.norm_out = nn.GroupNorm(groups, ch[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(ch[-1], latent_dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,3,H,W) -> (B,C,h,w)
         "Pixels to latent"
         x = self.conv_in(x)
-        for level in self.down: x = level(x)
+        for level in self.down:
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #b67bef10
 class CNNDecoder(nn.Module):
     "VQGAN's decoder: the encoder's way back, one residual block more a level"
-    def __init__(self,
-        latent_dim:int=32, # channels C in
-        width:int=160, # channels at full resolution
-        multipliers:tuple=(1,1,2,2,4), # as the encoder's
-        blocks:int=2, # residual blocks a level, one more is added
-        groups:int=32, # groups of the norms
-        stem:int=1, # side of the pixel squares that the last convolution paints at once
+
+    def __init__(
+        self,
+        latent_dim: int = 32,  # channels C in
+        width: int = 160,  # channels at full resolution
+        multipliers: tuple = (1, 1, 2, 2, 4),  # as the encoder's
+        blocks: int = 2,  # residual blocks a level, one more is added
+        groups: int = 32,  # groups of the norms
+        stem: int = 1,  # side of the pixel squares that the last convolution paints at once
     ):
         super().__init__()
         self.stem = stem
-        ch = [width*m for m in multipliers]; last = len(ch)-1
-        self.conv_in, self.mid = nn.Conv2d(latent_dim,ch[-1],3,padding=1), Middle(ch[-1],groups)
-        self.up = nn.ModuleList(Level(ch[min(i+1,last)],ch[i],blocks+1,i==last,Upsample(ch[i]) if i else None,groups) for i in range(last+1))
-        self.norm_out,self.conv_out = nn.GroupNorm(groups,ch[0],eps=1e-6), nn.Conv2d(ch[0],3*stem**2,3,padding=1)
-    def forward(self, f:Tensor)->Tensor: # (B,C,h,w) -> (B,3,H,W)
+        ch = [width * m for m in multipliers]
+        last = len(ch) - 1
+        self.conv_in = nn.Conv2d(latent_dim, ch[-1], 3, padding=1)
+        self.mid = Middle(ch[-1], groups)
+        self.up = nn.ModuleList(
+            Level(
+                ch[min(i + 1, last)],
+                ch[i],
+                blocks + 1,
+                i == last,
+                Upsample(ch[i]) if i else None,
+                groups,
+            )
+            for i in range(last + 1)
+        )
+        self.norm_out = nn.GroupNorm(groups, ch[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(ch[0], 3 * stem**2, 3, padding=1)
+
+    def forward(self, f: Tensor) -> Tensor:  # (B,C,h,w) -> (B,3,H,W)
         "Latent to pixels"
         x = self.mid(self.conv_in(f))
-        for level in reversed(self.up): x = level(x)
+        for level in reversed(self.up):
+            x = level(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return F.pixel_shuffle(x, self.stem) if self.stem>1 else x
+        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #da22a62b
-def load_vit(name:str, # timm's name of the model
-    pretrained=False, # False, True (timm's own weights), or the path of a local weight file or folder
-    **kwargs, # passed to timm
-): # the timm model
+def load_vit(
+    name: str,  # timm's name of the model
+    pretrained=False,  # False, True (timm's own weights), or the path of a local weight file or folder
+    **kwargs,  # passed to timm
+):  # the timm model
     "A timm ViT; FileNotFoundError says what to fetch, ValueError if a file holds another model"
     timm = require('timm')
-    def make(): return timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **kwargs)
-    if not pretrained: return make()
-    if pretrained is not True: kwargs['pretrained_cfg_overlay'] = dict(state_dict=read_state(weight_file(pretrained, name)))
-    try: return make()
-    except OSError as e: raise FileNotFoundError(f"timm could not get the weights of {name}. {fetch_hint(name)}") from e
-    except (RuntimeError,KeyError) as e: raise ValueError(f"the weights given ({pretrained}) do not fit {name}: {str(e).splitlines()[-1].strip()}") from e
+
+    def make():
+        return timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **kwargs)
+
+    if not pretrained:
+        return make()
+    if pretrained is not True:
+        kwargs['pretrained_cfg_overlay'] = dict(
+            state_dict=read_state(weight_file(pretrained, name))
+        )
+    try:
+        return make()
+    except OSError as e:
+        raise FileNotFoundError(
+            f"timm could not get the weights of {name}. {fetch_hint(name)}"
+        ) from e
+    except (RuntimeError, KeyError) as e:
+        raise ValueError(
+            f"the weights given ({pretrained}) do not fit {name}: {str(e).splitlines()[-1].strip()}"
+        ) from e
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #2715b87b
 class DINOv2Encoder(nn.Module):
     "The paper's encoder: DINOv2 (timm), its patch tokens brought to C channels"
-    def __init__(self,
-        latent_dim:int=32, # channels C out
-        image_size:int=256, # side of the image, pixels
-        patch:int=16, # pixels a latent vector
-        name:str='vit_base_patch14_dinov2.lvd142m', # timm's model
-        pretrained=False, # see `load_vit`
+
+    def __init__(
+        self,
+        latent_dim: int = 32,  # channels C out
+        image_size: int = 256,  # side of the image, pixels
+        patch: int = 16,  # pixels a latent vector
+        name: str = 'vit_base_patch14_dinov2.lvd142m',  # timm's model
+        pretrained=False,  # see `load_vit`
     ):
         super().__init__()
         self.vit = load_vit(name, pretrained, img_size=image_size, patch_size=patch)
-        self.side, self.out = image_size//patch, nn.Linear(self.vit.num_features, latent_dim)
-    def forward(self, x:Tensor)->Tensor: # (B,3,H,H) -> (B,C,h,h)
-        t = self.vit.forward_features(x)[:,self.vit.num_prefix_tokens:]        # (B,h*h,D)
-        return self.out(t).transpose(1,2).unflatten(2,(self.side,self.side))
+        self.side, self.out = image_size // patch, nn.Linear(self.vit.num_features, latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,3,H,H) -> (B,C,h,h)
+        t = self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]  # (B,h*h,D)
+        return self.out(t).transpose(1, 2).unflatten(2, (self.side, self.side))
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #5c4ef0a7
 class ViTDecoder(nn.Module):
     "Latent vectors and learned patch queries through a ViT's blocks; each query becomes a patch of pixels"
-    def __init__(self,
-        latent_dim:int=32, # channels C in
-        image_size:int=256, # side of the image, pixels
-        patch:int=16, # pixels a latent vector
-        name:str='vit_base_patch14_dinov2.lvd142m', # timm's model, whose blocks are used
-        pretrained=False, # see `load_vit`
+
+    def __init__(
+        self,
+        latent_dim: int = 32,  # channels C in
+        image_size: int = 256,  # side of the image, pixels
+        patch: int = 16,  # pixels a latent vector
+        name: str = 'vit_base_patch14_dinov2.lvd142m',  # timm's model, whose blocks are used
+        pretrained=False,  # see `load_vit`
     ):
         super().__init__()
         vit = load_vit(name, pretrained, img_size=image_size, patch_size=patch)
-        self.blocks, self.norm, d, n = vit.blocks, vit.norm, vit.num_features, (image_size//patch)**2
-        self.inp, self.out, self.patch = nn.Linear(latent_dim,d), nn.Linear(d,3*patch*patch), patch
-        self.query = nn.Parameter(torch.randn(1,n,d)*.02)                      # what will be pixels
-        self.pos = nn.Parameter(torch.randn(1,n,d)*.02)                        # where a latent vector is
-    def forward(self, f:Tensor)->Tensor: # (B,C,h,h) -> (B,3,H,H)
+        self.blocks = vit.blocks
+        self.norm = vit.norm
+        d = vit.num_features
+        n = (image_size // patch) ** 2
+        self.inp = nn.Linear(latent_dim, d)
+        self.out = nn.Linear(d, 3 * patch * patch)
+        self.patch = patch
+        self.query = nn.Parameter(torch.randn(1, n, d) * 0.02)  # what will be pixels
+        self.pos = nn.Parameter(torch.randn(1, n, d) * 0.02)  # where a latent vector is
+
+    def forward(self, f: Tensor) -> Tensor:  # (B,C,h,h) -> (B,3,H,H)
         "Latent to pixels"
-        z = self.inp(f.flatten(2).transpose(1,2)) + self.pos                   # (B,n,D)
-        t = self.norm(self.blocks(torch.cat([self.query.expand(len(f),-1,-1), z], 1)))[:,:z.shape[1]]
-        return F.pixel_shuffle(self.out(t).transpose(1,2).unflatten(2,f.shape[-2:]), self.patch)
+        z = self.inp(f.flatten(2).transpose(1, 2)) + self.pos  # (B,n,D)
+        t = self.norm(self.blocks(torch.cat([self.query.expand(len(f), -1, -1), z], 1)))[
+            :, : z.shape[1]
+        ]
+        return F.pixel_shuffle(self.out(t).transpose(1, 2).unflatten(2, f.shape[-2:]), self.patch)
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #d4a68e28
-def latent_side(cfg:TokenizerConfig, # image size and architecture
-    kind:str, # 'cnn', 'dinov2' or 'vit'
-)->int: # side of the latent
+def latent_side(
+    cfg: TokenizerConfig,  # image size and architecture
+    kind: str,  # 'cnn', 'dinov2' or 'vit'
+) -> int:  # side of the latent
     "ValueError unless the image's side divides, and the latent is as wide as the last scale"
-    factor = cfg.stem*2**(len(cfg.multipliers)-1) if kind=='cnn' else 16
-    if cfg.image_size%factor: raise ValueError(f"image side {cfg.image_size} given, but a {kind} with a factor of {factor} needs a multiple of {factor}")
-    side = cfg.image_size//factor
-    if side!=cfg.side: raise ValueError(f"a {kind} turns {cfg.image_size} pixels into a {side}x{side} latent, but the last scale is {cfg.side}: let scales end at {side}, or change image_size")
+    factor = cfg.stem * 2 ** (len(cfg.multipliers) - 1) if kind == 'cnn' else 16
+    if cfg.image_size % factor:
+        raise ValueError(
+            f"image side {cfg.image_size} given, but a {kind} with a factor of {factor} needs a multiple of {factor}"
+        )
+    side = cfg.image_size // factor
+    if side != cfg.side:
+        raise ValueError(
+            f"a {kind} turns {cfg.image_size} pixels into a {side}x{side} latent, but the last scale is {cfg.side}: let scales end at {side}, or change image_size"
+        )
     return side
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #987eeec3
-def build_encoder(cfg:TokenizerConfig, # architecture
-    pretrained=False, # weights for DINOv2: False, True, a file or a folder, see `load_vit`
-)->nn.Module: # (B,3,H,H) -> (B,C,h,h)
+def build_encoder(
+    cfg: TokenizerConfig,  # architecture
+    pretrained=False,  # weights for DINOv2: False, True, a file or a folder, see `load_vit`
+) -> nn.Module:  # (B,3,H,H) -> (B,C,h,h)
     "The encoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.encoder not in ('cnn','dinov2'): raise ValueError(f"unknown encoder {cfg.encoder!r}: choose 'cnn' or 'dinov2'")
+    if cfg.encoder not in ('cnn', 'dinov2'):
+        raise ValueError(f"unknown encoder {cfg.encoder!r}: choose 'cnn' or 'dinov2'")
     latent_side(cfg, cfg.encoder)
-    if cfg.encoder=='dinov2': return DINOv2Encoder(cfg.latent_dim, cfg.image_size, pretrained=pretrained)
+    if cfg.encoder == 'dinov2':
+        return DINOv2Encoder(cfg.latent_dim, cfg.image_size, pretrained=pretrained)
     return CNNEncoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)
 
-def build_decoder(cfg:TokenizerConfig # architecture
-)->nn.Module: # (B,C,h,h) -> (B,3,H,H)
+
+def build_decoder(
+    cfg: TokenizerConfig,  # architecture
+) -> nn.Module:  # (B,C,h,h) -> (B,3,H,H)
     "The decoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.decoder not in ('cnn','vit'): raise ValueError(f"unknown decoder {cfg.decoder!r}: choose 'cnn' or 'vit'")
+    if cfg.decoder not in ('cnn', 'vit'):
+        raise ValueError(f"unknown decoder {cfg.decoder!r}: choose 'cnn' or 'vit'")
     latent_side(cfg, cfg.decoder)
-    if cfg.decoder=='vit': return ViTDecoder(cfg.latent_dim, cfg.image_size)
+    if cfg.decoder == 'vit':
+        return ViTDecoder(cfg.latent_dim, cfg.image_size)
     return CNNDecoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)

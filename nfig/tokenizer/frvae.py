@@ -6,110 +6,163 @@
 __all__ = ['latent_norm', 'FRVAE', 'build_tokenizer', 'save_tokenizer', 'load_tokenizer']
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #ffabc146
-import json,torch
+import json
+import torch
 from fastcore.basics import patch
 from pathlib import Path
 from safetensors.torch import save_file
-from torch import Tensor,nn
-from ..core.config import TokenizerConfig,load_config,save_config
-from ..core.io import load_weights,read_weights,write_folder
+from torch import Tensor, nn
+from ..core.config import TokenizerConfig, load_config, save_config
+from ..core.io import load_weights, read_weights, write_folder
 from ..core.distributed import BatchNorm
 from .quantizer import build_quantizer
-from .autoencoder import build_decoder,build_encoder
+from .autoencoder import build_decoder, build_encoder
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #35363534
-def latent_norm(cfg:TokenizerConfig # `latent_norm`, `latent_dim`
-)->nn.Module: # (B,C,h,w) -> (B,C,h,w)
+def latent_norm(
+    cfg: TokenizerConfig,  # `latent_norm`, `latent_dim`
+) -> nn.Module:  # (B,C,h,w) -> (B,C,h,w)
     "Channels with mean 0 and variance 1 over the data, or nothing"
-    return BatchNorm(cfg.latent_dim, affine=False, momentum=.01) if cfg.latent_norm else nn.Identity()
+    return (
+        BatchNorm(cfg.latent_dim, affine=False, momentum=0.01) if cfg.latent_norm else nn.Identity()
+    )
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #c93baf03
 class FRVAE(nn.Module):
     "Frequency-guided residual-quantised VAE: images to token grids and back (section 3.1)"
-    def __init__(self,
-        encoder:nn.Module, # (B,3,H,H) -> (B,C,h,h)
-        quantizer:nn.Module, # `ResidualQuantizer`
-        decoder:nn.Module, # (B,C,h,h) -> (B,3,H,H)
-        config:TokenizerConfig, # what they were built from
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # (B,3,H,H) -> (B,C,h,h)
+        quantizer: nn.Module,  # `ResidualQuantizer`
+        decoder: nn.Module,  # (B,C,h,h) -> (B,3,H,H)
+        config: TokenizerConfig,  # what they were built from
     ):
         super().__init__()
-        self.config,self.encoder,self.quantizer,self.decoder = config,encoder,quantizer,decoder
-        c,k = config.latent_dim,config.quant_conv
-        self.quant_conv,self.post_quant_conv = nn.Conv2d(c,c,k,padding=k//2),nn.Conv2d(c,c,k,padding=k//2)
+        self.config = config
+        self.encoder = encoder
+        self.quantizer = quantizer
+        self.decoder = decoder
+        c, k = config.latent_dim, config.quant_conv
+        self.quant_conv = nn.Conv2d(c, c, k, padding=k // 2)
+        self.post_quant_conv = nn.Conv2d(c, c, k, padding=k // 2)
         self.norm = latent_norm(config)
 
-    def forward(self, x:Tensor, # (B,3,H,H) images in [-1,1]
-        stop:Tensor=None, # (B,) the stage after which each image is decoded; the last one if not given
-    )->tuple: # (x_hat (B,3,H,H) not clamped, Quantized)
+    def forward(
+        self,
+        x: Tensor,  # (B,3,H,H) images in [-1,1]
+        stop: Tensor = None,  # (B,) the stage after which each image is decoded; the last one if not given
+    ) -> tuple:  # (x_hat (B,3,H,H) not clamped, Quantized)
         "Reconstruct, for training"
         z = self.quantizer(self.latent(x), stop)
         return self.decode_latent(z.f_hat), z
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #5c7004cb
 @patch
-def latent(self:FRVAE, x:Tensor, # (B,3,H,H) images in [-1,1]
-)->Tensor: # (B,C,h,h)
+def latent(
+    self: FRVAE,
+    x: Tensor,  # (B,3,H,H) images in [-1,1]
+) -> Tensor:  # (B,C,h,h)
     "What is quantised. ValueError if the images have another size"
     n = self.config.image_size
-    if x.ndim!=4 or x.shape[1:]!=(3,n,n): raise ValueError(f"images of shape {tuple(x.shape)} given, this tokenizer takes (B, 3, {n}, {n}): load the data with size={n}")
+    if x.ndim != 4 or x.shape[1:] != (3, n, n):
+        raise ValueError(
+            f"images of shape {tuple(x.shape)} given, this tokenizer takes (B, 3, {n}, {n}): load the data with size={n}"
+        )
     return self.norm(self.quant_conv(self.encoder(x)).float())
 
+
 @patch
-def decode_latent(self:FRVAE, f_hat:Tensor, # (B,C,h,h) running sum of codes
-)->Tensor: # (B,3,H,H)
+def decode_latent(
+    self: FRVAE,
+    f_hat: Tensor,  # (B,C,h,h) running sum of codes
+) -> Tensor:  # (B,3,H,H)
     "The decoder's picture of a quantised latent"
     return self.decoder(self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype))).float()
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #d93a1fcb
-def build_tokenizer(cfg:TokenizerConfig, # architecture
-    pretrained=False, # weights of a DINOv2 encoder, see `autoencoder.load_vit`
-)->FRVAE: # untrained
+def build_tokenizer(
+    cfg: TokenizerConfig,  # architecture
+    pretrained=False,  # weights of a DINOv2 encoder, see `autoencoder.load_vit`
+) -> FRVAE:  # untrained
     "The tokenizer a config describes"
     return FRVAE(build_encoder(cfg, pretrained), build_quantizer(cfg), build_decoder(cfg), cfg)
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #910eeb83
 @patch
 @torch.no_grad()
-def encode(self:FRVAE, x:Tensor, # (B,3,H,H) images in [-1,1]
-)->list: # n tensors (B,s_i^2) int64
+def encode(
+    self: FRVAE,
+    x: Tensor,  # (B,3,H,H) images in [-1,1]
+) -> list:  # n tensors (B,s_i^2) int64
     "The tokens of each stage"
     return [st.tokens for st in self.quantizer.encode(self.latent(x).float())]
 
+
 @patch
 @torch.no_grad()
-def decode(self:FRVAE, tokens:list, # n tensors (B,s_i^2), or the first k of them
-)->Tensor: # (B,3,H,H) in [-1,1]
+def decode(
+    self: FRVAE,
+    tokens: list,  # n tensors (B,s_i^2), or the first k of them
+) -> Tensor:  # (B,3,H,H) in [-1,1]
     "The images that the tokens stand for"
-    return self.decode_latent(self.quantizer.decode(tokens)).clamp(-1,1)
+    return self.decode_latent(self.quantizer.decode(tokens)).clamp(-1, 1)
+
 
 @patch
 @torch.no_grad()
-def partial_decodes(self:FRVAE, tokens:list, # n tensors (B,s_i^2)
-)->list: # n tensors (B,3,H,H)
+def partial_decodes(
+    self: FRVAE,
+    tokens: list,  # n tensors (B,s_i^2)
+) -> list:  # n tensors (B,3,H,H)
     "The images after each stage"
-    return [self.decode_latent(f).clamp(-1,1) for f in self.quantizer.partials(tokens)]
+    return [self.decode_latent(f).clamp(-1, 1) for f in self.quantizer.partials(tokens)]
+
 
 @patch
-def reconstruct(self:FRVAE, x:Tensor)->Tensor: return self.decode(self.encode(x))   # (B,3,H,H), there and back
+def reconstruct(self: FRVAE, x: Tensor) -> Tensor:
+    return self.decode(self.encode(x))  # (B,3,H,H), there and back
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #0d9b9a15
-def save_tokenizer(self:FRVAE, # the tokenizer
-    folder, # where to put config.json and model.safetensors
-    dtype=None, # of the stored weights, as torch.float16; their own if None
+def save_tokenizer(
+    self: FRVAE,  # the tokenizer
+    folder,  # where to put config.json and model.safetensors
+    dtype=None,  # of the stored weights, as torch.float16; their own if None
 ):
     "Write the tokenizer to a folder; an older tokenizer there is replaced, see `write_folder`"
+
     def fill(d):
-        save_config(self.config, d/'config.json')
-        save_file({k:(v.to(dtype) if dtype and v.is_floating_point() else v).contiguous() for k,v in self.state_dict().items()}, d/'model.safetensors')
+        save_config(self.config, d / 'config.json')
+        save_file(
+            {
+                k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous()
+                for k, v in self.state_dict().items()
+            },
+            d / 'model.safetensors',
+        )
+
     write_folder(folder, fill)
 
-def load_tokenizer(folder # what `save_pretrained` wrote
-)->FRVAE: # in eval mode
+
+def load_tokenizer(
+    folder,  # what `save_pretrained` wrote
+) -> FRVAE:  # in eval mode
     "Read a tokenizer from a folder; errors name the file and the tensor"
     folder = Path(folder)
-    if not (folder/'config.json').is_file(): raise FileNotFoundError(f"no tokenizer at {folder}: expected a folder with config.json and model.safetensors")
-    try: cfg = load_config(TokenizerConfig, folder/'config.json')
-    except json.JSONDecodeError as e: raise ValueError(f"{folder/'config.json'} is not valid JSON ({e}): it was cut off or changed; copy it again") from e
-    return load_weights(build_tokenizer(cfg), read_weights(folder/'model.safetensors'), folder).eval()
+    if not (folder / 'config.json').is_file():
+        raise FileNotFoundError(
+            f"no tokenizer at {folder}: expected a folder with config.json and model.safetensors"
+        )
+    try:
+        cfg = load_config(TokenizerConfig, folder / 'config.json')
+    except json.JSONDecodeError as e:
+        raise ValueError(
+            f"{folder / 'config.json'} is not valid JSON ({e}): it was cut off or changed; copy it again"
+        ) from e
+    return load_weights(
+        build_tokenizer(cfg), read_weights(folder / 'model.safetensors'), folder
+    ).eval()
 
-FRVAE.save_pretrained, FRVAE.from_pretrained = save_tokenizer, staticmethod(load_tokenizer)
+
+FRVAE.save_pretrained = save_tokenizer
+FRVAE.from_pretrained = staticmethod(load_tokenizer)

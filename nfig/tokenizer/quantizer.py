@@ -12,80 +12,114 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
 from fastcore.basics import patch
-from torch import Tensor,nn
+from torch import Tensor, nn
 from ..core.config import TokenizerConfig
-from ..bands.frequency import apply_masks,check_scales,low_masks,precise
+from ..bands.frequency import apply_masks, check_scales, low_masks, precise
 from ..bands.resample import Resampler
-from .codebook import Codebook,codebook_stats
+from .codebook import Codebook, codebook_stats
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #aa9b772e
-def mask_maps(masks:Tensor, # (n, h, h//2+1)
-)->Tensor: # (n,h^2,h^2): a flattened latent, times this, is what the mask lets through
+def mask_maps(
+    masks: Tensor,  # (n, h, h//2+1)
+) -> Tensor:  # (n,h^2,h^2): a flattened latent, times this, is what the mask lets through
     "Equation 1 as matrices"
-    h = masks.shape[1]; eye = torch.eye(h*h).view(h*h,1,h,h)                      # all unit vectors
+    h = masks.shape[1]
+    eye = torch.eye(h * h).view(h * h, 1, h, h)  # all unit vectors
     return apply_masks(eye, masks).flatten(2)
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #907b8965
 class FullTarget(nn.Module):
     "VAR's target: every stage aims at the whole latent"
-    def forward(self, f:Tensor, # (B,C,h,w) latent
-        n:int, # number of stages
-    )->Tensor: # (n,B,C,h,w), a view
+
+    def forward(
+        self,
+        f: Tensor,  # (B,C,h,w) latent
+        n: int,  # number of stages
+    ) -> Tensor:  # (n,B,C,h,w), a view
         "The latent, n times"
-        return f[None].expand(n,*f.shape)
+        return f[None].expand(n, *f.shape)
+
 
 class BandTarget(nn.Module):
     "NFIG's target: stage i aims at bands 1..i of the latent (Eqs. 1, 3)"
-    def __init__(self, low:Tensor, # (n, h, w//2+1) bool, from `frequency.low_masks`
+
+    def __init__(
+        self,
+        low: Tensor,  # (n, h, w//2+1) bool, from `frequency.low_masks`
     ):
         super().__init__()
         self.register_buffer('low', low, persistent=False)
-        self.register_buffer('maps', torch.cat([*mask_maps(low[:-1]),torch.eye(low.shape[1]**2)],1) if low.shape[1]<=8 else None, persistent=False)
-    def forward(self, f:Tensor, # (B,C,h,w) latent
-        n:int, # number of stages
-    )->Tensor: # (n,B,C,h,w)
+        self.register_buffer(
+            'maps',
+            torch.cat([*mask_maps(low[:-1]), torch.eye(low.shape[1] ** 2)], 1)
+            if low.shape[1] <= 8
+            else None,
+            persistent=False,
+        )
+
+    def forward(
+        self,
+        f: Tensor,  # (B,C,h,w) latent
+        n: int,  # number of stages
+    ) -> Tensor:  # (n,B,C,h,w)
         "The latent's low-pass at every stage; the last one is the latent itself"
         with precise(f):
             f = f.float()
-            if self.maps is None: return torch.cat([apply_masks(f, self.low[:-1]), f[None]])
-            return (f.flatten(2)@self.maps).unflatten(2,(-1,*f.shape[-2:])).movedim(2,0)
+            if self.maps is None:
+                return torch.cat([apply_masks(f, self.low[:-1]), f[None]])
+            return (f.flatten(2) @ self.maps).unflatten(2, (-1, *f.shape[-2:])).movedim(2, 0)
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #b90a0d5c
-def phi_index(n:int, # stages
-    phis:int, # convolutions shared by them
-)->list: # which one each stage uses
+def phi_index(
+    n: int,  # stages
+    phis: int,  # convolutions shared by them
+) -> list:  # which one each stage uses
     "The nearest of `phis` evenly spaced ticks for each stage (VAR's rule; the first one on ties)"
-    ticks = torch.linspace(1/3/phis, 1-1/3/phis, phis, dtype=torch.float64)
-    place = torch.arange(n, dtype=torch.float64)/max(n-1,1)
-    return (place[:,None]-ticks).abs().argmin(1).tolist()
+    ticks = torch.linspace(1 / 3 / phis, 1 - 1 / 3 / phis, phis, dtype=torch.float64)
+    place = torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
+    return (place[:, None] - ticks).abs().argmin(1).tolist()
+
 
 class Phi(nn.Module):
     "Half the input and half its 3x3 convolution"
-    def __init__(self, dim:int # channels
+
+    def __init__(
+        self,
+        dim: int,  # channels
     ):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
-        stays = torch.zeros(dim,dim,3,3); stays[range(dim),range(dim),1,1] = .5              # a kernel that gives half of its input
+        stays = torch.zeros(dim, dim, 3, 3)
+        stays[range(dim), range(dim), 1, 1] = 0.5  # a kernel that gives half of its input
         self.register_buffer('stays', stays, persistent=False)
-    def forward(self, x:Tensor)->Tensor: # (B,C,h,w)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,C,h,w)
         "Both halves as one convolution"
-        return F.conv2d(x, torch.add(self.stays,self.conv.weight,alpha=.5), .5*self.conv.bias, padding=1)
+        return F.conv2d(
+            x, torch.add(self.stays, self.conv.weight, alpha=0.5), 0.5 * self.conv.bias, padding=1
+        )
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #70b95ca8
 class ResidualQuantizer(nn.Module):
     "Tokens on growing grids whose decoded sum approximates a latent (Eqs. 3-5)"
-    def __init__(self,
-        codebook:Codebook, # shared by all stages
-        scales, # sides of the grids, growing; the last one is the latent's side
-        target:nn.Module=None, # `BandTarget` (NFIG) or `FullTarget` (VAR, the default)
-        down:str='lstsq', # 'lstsq' (Eq. 4) or 'area' (VAR)
-        phi:int=4, # smoothing convolutions, 0 for none
-        beta:float=.25, # weight of the commitment term
-        gains:bool=False, # measure each stage's vectors in units of their own size
+
+    def __init__(
+        self,
+        codebook: Codebook,  # shared by all stages
+        scales,  # sides of the grids, growing; the last one is the latent's side
+        target: nn.Module = None,  # `BandTarget` (NFIG) or `FullTarget` (VAR, the default)
+        down: str = 'lstsq',  # 'lstsq' (Eq. 4) or 'area' (VAR)
+        phi: int = 4,  # smoothing convolutions, 0 for none
+        beta: float = 0.25,  # weight of the commitment term
+        gains: bool = False,  # measure each stage's vectors in units of their own size
     ):
         super().__init__()
-        self.scales,self.side,self.dim,self.beta = check_scales(scales),scales[-1],codebook.dim,beta
-        self.codebook,self.target = codebook, target or FullTarget()
+        self.scales = check_scales(scales)
+        self.side = scales[-1]
+        self.dim = codebook.dim
+        self.beta = beta
+        self.codebook = codebook
+        self.target = target or FullTarget()
         self.resample = nn.ModuleList(Resampler(s, self.side, down) for s in self.scales)
         self.phis = nn.ModuleList(Phi(codebook.dim) for _ in range(phi))
         self.phi_of = phi_index(len(self.scales), phi) if phi else None
@@ -93,211 +127,309 @@ class ResidualQuantizer(nn.Module):
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #88bdb6c3
 @patch
-def upsample(self:ResidualQuantizer, i:int, # stage
-    v:Tensor, # (B,C,s_i,s_i) codes
-)->Tensor: # (B,C,h,h)
+def upsample(
+    self: ResidualQuantizer,
+    i: int,  # stage
+    v: Tensor,  # (B,C,s_i,s_i) codes
+) -> Tensor:  # (B,C,h,h)
     "Interpolate to the latent's size and smooth"
-    with precise(v):                                  # half of the bits would not do: stages add up
-        x = self.resample[i].up(v if self.gain is None else v*self.gain[i])
+    with precise(v):  # half of the bits would not do: stages add up
+        x = self.resample[i].up(v if self.gain is None else v * self.gain[i])
         return self.phis[self.phi_of[i]](x) if self.phis else x
 
+
 @patch
-def downsample(self:ResidualQuantizer, i:int, # stage
-    rest:Tensor, # (B,C,h,h) what is missing
-)->Tensor: # (B,s_i^2,C) a vector a token
+def downsample(
+    self: ResidualQuantizer,
+    i: int,  # stage
+    rest: Tensor,  # (B,C,h,h) what is missing
+) -> Tensor:  # (B,s_i^2,C) a vector a token
     "Bring a residual down to the grid of stage i (Eq. 4)"
-    with precise(rest): v = self.resample[i].down(rest).flatten(2).transpose(1,2)
-    return v if self.gain is None else v/self.gain[i]
+    with precise(rest):
+        v = self.resample[i].down(rest).flatten(2).transpose(1, 2)
+    return v if self.gain is None else v / self.gain[i]
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #75912ef2
 @dataclass
 class Stage:
     "What the loop has after one stage"
-    i:int # number of the stage, from 0
-    tokens:Tensor # (B,s_i^2) int64
-    f_hat:Tensor # (B,C,h,w) running sum
+
+    i: int  # number of the stage, from 0
+    tokens: Tensor  # (B,s_i^2) int64
+    f_hat: Tensor  # (B,C,h,w) running sum
+
 
 @patch
-def stages(self:ResidualQuantizer, pick, # (stage number, running f_hat) -> tokens (B,s_i^2)
-    batch:int, # images B
-): # yields a `Stage` for each scale
+def stages(
+    self: ResidualQuantizer,
+    pick,  # (stage number, running f_hat) -> tokens (B,s_i^2)
+    batch: int,  # images B
+):  # yields a `Stage` for each scale
     "The stage loop. Everything that walks through the stages walks through here"
     f_hat = self.codebook.weight.new_zeros(batch, self.dim, self.side, self.side)
-    for i,s in enumerate(self.scales):
-        tokens = pick(i, f_hat)                                            # (B,s*s)
-        v = self.codebook(tokens).transpose(1,2).reshape(batch,self.dim,s,s)
+    for i, s in enumerate(self.scales):
+        tokens = pick(i, f_hat)  # (B,s*s)
+        v = self.codebook(tokens).transpose(1, 2).reshape(batch, self.dim, s, s)
         f_hat = f_hat + self.upsample(i, v)
         yield Stage(i, tokens, f_hat)
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #94cc82d8
 @patch
-def check(self:ResidualQuantizer, f:Tensor):
+def check(self: ResidualQuantizer, f: Tensor):
     "ValueError unless `f` is a latent of this quantiser"
-    if f.shape[1:]!=(self.dim,self.side,self.side):
-        raise ValueError(f"latent of shape {tuple(f.shape)} given, but scales {self.scales} and the codebook need (B, {self.dim}, {self.side}, {self.side}): the last scale is the latent's side, and latents are square")
+    if f.shape[1:] != (self.dim, self.side, self.side):
+        raise ValueError(
+            f"latent of shape {tuple(f.shape)} given, but scales {self.scales} and the codebook need (B, {self.dim}, {self.side}, {self.side}): the last scale is the latent's side, and latents are square"
+        )
+
 
 @patch
-def check_tokens(self:ResidualQuantizer, tokens:list):
+def check_tokens(self: ResidualQuantizer, tokens: list):
     "ValueError unless the token grids have the sizes of the scales and codes of the codebook"
-    got, need = [t.shape[-1] for t in tokens], [s*s for s in self.scales]
-    if not got or got!=need[:len(got)]: raise ValueError(f"token grids of {got} given, expected {need} (or the first of them)")
+    got = [t.shape[-1] for t in tokens]
+    need = [s * s for s in self.scales]
+    if not got or got != need[: len(got)]:
+        raise ValueError(f"token grids of {got} given, expected {need} (or the first of them)")
     top = max(int(t.max()) for t in tokens)
-    if top>=self.codebook.size: raise ValueError(f"token {top} given, but the codebook has {self.codebook.size} codes")
+    if top >= self.codebook.size:
+        raise ValueError(f"token {top} given, but the codebook has {self.codebook.size} codes")
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #615f8efc
 @patch
-def encode(self:ResidualQuantizer, f:Tensor, # (B,C,h,h) latent
-    targets:Tensor=None, # (n,B,C,h,h) what to approach; `self.target(f)` if not given
-): # yields `Stage`s
+def encode(
+    self: ResidualQuantizer,
+    f: Tensor,  # (B,C,h,h) latent
+    targets: Tensor = None,  # (n,B,C,h,h) what to approach; `self.target(f)` if not given
+):  # yields `Stage`s
     "Quantise: every stage picks the nearest codes to what its target still misses"
     self.check(f)
     targets = self.target(f.float(), len(self.scales)) if targets is None else targets
+
     def pick(i, f_hat):
-        with torch.no_grad(): return self.codebook.nearest(self.downsample(i, targets[i]-f_hat))
+        with torch.no_grad():
+            return self.codebook.nearest(self.downsample(i, targets[i] - f_hat))
+
     return self.stages(pick, len(f))
 
-@patch
-def partials(self:ResidualQuantizer, tokens:list, # n tensors (B,s_i^2), or the first k of them
-)->list: # k running sums (B,C,h,h)
-    "The running sum after every stage"
-    self.check_tokens(tokens)
-    loop = self.stages(lambda i,_: tokens[i], len(tokens[0]))
-    return [st.f_hat for _,st in zip(tokens, loop)]
 
 @patch
-def decode(self:ResidualQuantizer, tokens:list, # n tensors (B,s_i^2), or the first k of them
-)->Tensor: # (B,C,h,h)
+def partials(
+    self: ResidualQuantizer,
+    tokens: list,  # n tensors (B,s_i^2), or the first k of them
+) -> list:  # k running sums (B,C,h,h)
+    "The running sum after every stage"
+    self.check_tokens(tokens)
+    loop = self.stages(lambda i, _: tokens[i], len(tokens[0]))
+    return [st.f_hat for _, st in zip(tokens, loop)]
+
+
+@patch
+def decode(
+    self: ResidualQuantizer,
+    tokens: list,  # n tensors (B,s_i^2), or the first k of them
+) -> Tensor:  # (B,C,h,h)
     "The latent that the tokens stand for"
     return self.partials(tokens)[-1]
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #71b6e8f0
 @patch
-def next_input(self:ResidualQuantizer, f_hat:Tensor, # (B,C,h,h) running sum before stage i
-    i:int, # stage, 1 or later
-)->Tensor: # (B,s_i^2,C)
+def next_input(
+    self: ResidualQuantizer,
+    f_hat: Tensor,  # (B,C,h,h) running sum before stage i
+    i: int,  # stage, 1 or later
+) -> Tensor:  # (B,s_i^2,C)
     "What the transformer reads to predict stage i: the running sum, pooled by area to the stage's grid"
-    return self.resample[i].pool(f_hat).flatten(2).transpose(1,2)
+    return self.resample[i].pool(f_hat).flatten(2).transpose(1, 2)
+
 
 @patch
-def teacher_inputs(self:ResidualQuantizer, tokens:list, # n tensors (B,s_i^2)
-)->Tensor: # (B, L-s_0^2, C)
+def teacher_inputs(
+    self: ResidualQuantizer,
+    tokens: list,  # n tensors (B,s_i^2)
+) -> Tensor:  # (B, L-s_0^2, C)
     "`next_input` for all stages after the first, side by side"
-    f_hats = self.partials(tokens[:-1]) if len(tokens)>1 else []
-    if not f_hats: return self.codebook.weight.new_zeros(len(tokens[0]), 0, self.dim)
-    return torch.cat([self.next_input(o, i+1) for i,o in enumerate(f_hats)], 1)
+    f_hats = self.partials(tokens[:-1]) if len(tokens) > 1 else []
+    if not f_hats:
+        return self.codebook.weight.new_zeros(len(tokens[0]), 0, self.dim)
+    return torch.cat([self.next_input(o, i + 1) for i, o in enumerate(f_hats)], 1)
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #52111ef2
 @dataclass
 class Quantized:
     "What encoding gives"
-    tokens:list # n tensors (B,s_i^2)
-    f_hat:Tensor # (B,C,h,w); gradients pass straight through to the latent
-    loss:Tensor # scalar: codebook + beta * commitment, mean over stages
-    errors:Tensor # (n,) mean squared error of each stage against its target
+
+    tokens: list  # n tensors (B,s_i^2)
+    f_hat: Tensor  # (B,C,h,w); gradients pass straight through to the latent
+    loss: Tensor  # scalar: codebook + beta * commitment, mean over stages
+    errors: Tensor  # (n,) mean squared error of each stage against its target
+
 
 @patch
-def forward(self:ResidualQuantizer, f:Tensor, # (B,C,h,h) latent
-    stop:Tensor=None, # (B,) the stage after which each image's sum is handed on; the last one if not given
-)->Quantized: # tokens, straight-through latent, loss and per-stage errors
+def forward(
+    self: ResidualQuantizer,
+    f: Tensor,  # (B,C,h,h) latent
+    stop: Tensor = None,  # (B,) the stage after which each image's sum is handed on; the last one if not given
+) -> Quantized:  # tokens, straight-through latent, loss and per-stage errors
     "Quantise for training: the second term of Eq. 10, read as the mean over stages of the error against the accumulated bands"
     self.check(f)
     with precise(f):
-        f = f.float(); targets = self.target(f, len(self.scales))
-        aims = targets.detach(); done = list(self.encode(f, aims)); f_hats = [st.f_hat.detach() for st in done]
-        errors = torch.stack([F.mse_loss(st.f_hat, aims[st.i]) for st in done])       # moves codes and phi
-        commit = F.mse_loss(targets, torch.stack(f_hats)) if self.beta else 0.        # moves the encoder
-        if self.training: [self.codebook.count(st.i, st.tokens) for st in done]
-        aim,got = f,f_hats[-1]
+        f = f.float()
+        targets = self.target(f, len(self.scales))
+        aims = targets.detach()
+        done = list(self.encode(f, aims))
+        f_hats = [st.f_hat.detach() for st in done]
+        errors = torch.stack(
+            [F.mse_loss(st.f_hat, aims[st.i]) for st in done]
+        )  # moves codes and phi
+        commit = F.mse_loss(targets, torch.stack(f_hats)) if self.beta else 0.0  # moves the encoder
+        if self.training:
+            [self.codebook.count(st.i, st.tokens) for st in done]
+        aim, got = f, f_hats[-1]
         if stop is not None:
             image = torch.arange(len(f), device=f.device)
-            aim,got = targets[stop,image],torch.stack(f_hats)[stop,image]       # each image's own stage
-        return Quantized([st.tokens for st in done], aim+(got-aim).detach(), errors.mean()+self.beta*commit, errors.detach())
+            # each image's own stage
+            aim = targets[stop, image]
+            got = torch.stack(f_hats)[stop, image]
+        return Quantized(
+            [st.tokens for st in done],
+            aim + (got - aim).detach(),
+            errors.mean() + self.beta * commit,
+            errors.detach(),
+        )
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #d09808f7
-def build_quantizer(cfg:TokenizerConfig # scales, codebook, target, down, phi
-)->ResidualQuantizer: # untrained
+def build_quantizer(
+    cfg: TokenizerConfig,  # scales, codebook, target, down, phi
+) -> ResidualQuantizer:  # untrained
     "The quantiser a config describes; ValueError on an unknown target"
     n = len(cfg.scales)
-    if cfg.target=='full': target = FullTarget()
-    elif cfg.target=='band': target = BandTarget(low_masks(cfg.scales, cfg.side, division='area' if cfg.division=='energy' else cfg.division, edges=cfg.edges or None))
-    else: raise ValueError(f"unknown target {cfg.target!r}: choose 'band' (NFIG) or 'full' (VAR)")
-    return ResidualQuantizer(Codebook(cfg.codebook_size, cfg.latent_dim, n, cfg.metric), cfg.scales, target, cfg.down, cfg.phi, cfg.beta, cfg.gains)
+    if cfg.target == 'full':
+        target = FullTarget()
+    elif cfg.target == 'band':
+        target = BandTarget(
+            low_masks(
+                cfg.scales,
+                cfg.side,
+                division='area' if cfg.division == 'energy' else cfg.division,
+                edges=cfg.edges or None,
+            )
+        )
+    else:
+        raise ValueError(f"unknown target {cfg.target!r}: choose 'band' (NFIG) or 'full' (VAR)")
+    return ResidualQuantizer(
+        Codebook(cfg.codebook_size, cfg.latent_dim, n, cfg.metric),
+        cfg.scales,
+        target,
+        cfg.down,
+        cfg.phi,
+        cfg.beta,
+        cfg.gains,
+    )
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #cac23497
 @torch.no_grad()
-def stage_vectors(q:ResidualQuantizer, # the quantiser
-    f:Tensor, # (B,C,h,h) latents
-)->list: # n tensors (B*s_i^2,C), in units of the stage's gain
+def stage_vectors(
+    q: ResidualQuantizer,  # the quantiser
+    f: Tensor,  # (B,C,h,h) latents
+) -> list:  # n tensors (B*s_i^2,C), in units of the stage's gain
     "The vectors that each stage looks up for `f`"
-    targets, before, out = q.target(f.float(), len(q.scales)), torch.zeros_like(f), []
+    targets = q.target(f.float(), len(q.scales))
+    before = torch.zeros_like(f)
+    out = []
     for st in q.encode(f, targets):
-        out.append(q.downsample(st.i, targets[st.i]-before).flatten(0,1)); before = st.f_hat
+        out.append(q.downsample(st.i, targets[st.i] - before).flatten(0, 1))
+        before = st.f_hat
     return out
 
-def mixed(vectors:list, # n tensors (N_i,C)
-    per_stage:int=2048, # most vectors drawn from one stage
-)->Tensor: # (N,C)
+
+def mixed(
+    vectors: list,  # n tensors (N_i,C)
+    per_stage: int = 2048,  # most vectors drawn from one stage
+) -> Tensor:  # (N,C)
     "Some vectors of every stage: an equal number from each as far as there are enough"
     return torch.cat([v[torch.randperm(len(v), device=v.device)[:per_stage]] for v in vectors])
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #6169cbe7
-def lagging(usage:Tensor, # (n,K) running count of hits a step, per stage
-    steps:int=100, # steps over which the count remembers a code
-    least:float=.85, # share of what a stage could use, below which it lags
-)->int: # the stage that lags most, or None
+def lagging(
+    usage: Tensor,  # (n,K) running count of hits a step, per stage
+    steps: int = 100,  # steps over which the count remembers a code
+    least: float = 0.85,  # share of what a stage could use, below which it lags
+) -> int:  # the stage that lags most, or None
     "Which stage uses too few codes for the tokens it saw? It could use as many as it saw tokens, and at most all"
-    could = (steps*usage.sum(1)).clamp(max=usage.shape[1])
-    share = codebook_stats(usage)[0]/could.clamp(min=1)
+    could = (steps * usage.sum(1)).clamp(max=usage.shape[1])
+    share = codebook_stats(usage)[0] / could.clamp(min=1)
     worst = int(share.argmin())
-    return worst if share[worst]<least else None
+    return worst if share[worst] < least else None
+
 
 @torch.no_grad()
-def help_lagging(q:ResidualQuantizer, # the quantiser; its codebook is changed
-    vectors:list, # from `stage_vectors`
-    share:float=1/5, # of the codes, moved at a time
-)->int: # codes moved
+def help_lagging(
+    q: ResidualQuantizer,  # the quantiser; its codebook is changed
+    vectors: list,  # from `stage_vectors`
+    share: float = 1 / 5,  # of the codes, moved at a time
+) -> int:  # codes moved
     "Put the codes that matter least to the others onto vectors of the stage that lags"
-    cb = q.codebook; i = lagging(cb.usage) if q.gain is not None else None
-    if i is None: return 0
-    worth = (cb.usage/cb.usage.sum(1,keepdim=True).clamp(min=1e-9)).sum(0)        # a stage's use counts by its share, whatever its tokens
-    worth[cb.usage[i]>0] += len(q.scales)                                         # not those that the stage has already
-    codes = torch.zeros_like(worth, dtype=torch.bool); codes[worth.argsort()[:max(1,int(share*cb.size))]] = True
-    cb.reseed(codes, vectors[i]); return int(codes.sum())
+    cb = q.codebook
+    i = lagging(cb.usage) if q.gain is not None else None
+    if i is None:
+        return 0
+    worth = (cb.usage / cb.usage.sum(1, keepdim=True).clamp(min=1e-9)).sum(
+        0
+    )  # a stage's use counts by its share, whatever its tokens
+    worth[cb.usage[i] > 0] += len(q.scales)  # not those that the stage has already
+    codes = torch.zeros_like(worth, dtype=torch.bool)
+    codes[worth.argsort()[: max(1, int(share * cb.size))]] = True
+    cb.reseed(codes, vectors[i])
+    return int(codes.sum())
 
 # %% ../../nbs/2_tokenizer/22_quantizer.ipynb #1ce1adc8
 @torch.no_grad()
-def first_codes(q:ResidualQuantizer, # the quantiser; its codebook is changed
-    f:Tensor, # (B,C,h,h) latents of a training batch
+def first_codes(
+    q: ResidualQuantizer,  # the quantiser; its codebook is changed
+    f: Tensor,  # (B,C,h,h) latents of a training batch
 ):
     "Place all codes on data, and measure the gains"
-    cb = q.codebook; cb.weight.zero_()
-    for _ in range(3):                                    # later rounds see residuals
+    cb = q.codebook
+    cb.weight.zero_()
+    for _ in range(3):  # later rounds see residuals
         vs = stage_vectors(q, f)
-        if q.gain is not None: vs = follow_gains(q, vs, 1.)
+        if q.gain is not None:
+            vs = follow_gains(q, vs, 1.0)
         cb.reseed(torch.ones(cb.size, dtype=torch.bool), mixed(vs))
     cb.started.fill_(True)
 
-@torch.no_grad()
-def follow_gains(q:ResidualQuantizer, # the quantiser; its gains are changed
-    vectors:list, # from `stage_vectors`
-    rate:float=.2, # 1 jumps to what is measured now
-)->list: # the vectors in units of the new gains
-    "Move each stage's gain towards the root mean square of its vectors"
-    rms = torch.stack([v.pow(2).mean().sqrt() for v in vectors]).clamp(min=1e-6)   # in units of the present gains
-    change = 1+rate*(rms-1)
-    q.gain *= change
-    return [v/c for v,c in zip(vectors,change)]
 
 @torch.no_grad()
-def refresh_codebook(q:ResidualQuantizer, # the quantiser; its codebook is changed
-    f:Tensor, # (B,C,h,h) latents of a training batch
-    floor:float=.03, # a code with less than this share of the average use is dead
-)->int: # codes placed anew
+def follow_gains(
+    q: ResidualQuantizer,  # the quantiser; its gains are changed
+    vectors: list,  # from `stage_vectors`
+    rate: float = 0.2,  # 1 jumps to what is measured now
+) -> list:  # the vectors in units of the new gains
+    "Move each stage's gain towards the root mean square of its vectors"
+    rms = torch.stack([v.pow(2).mean().sqrt() for v in vectors]).clamp(
+        min=1e-6
+    )  # in units of the present gains
+    change = 1 + rate * (rms - 1)
+    q.gain *= change
+    return [v / c for v, c in zip(vectors, change)]
+
+
+@torch.no_grad()
+def refresh_codebook(
+    q: ResidualQuantizer,  # the quantiser; its codebook is changed
+    f: Tensor,  # (B,C,h,h) latents of a training batch
+    floor: float = 0.03,  # a code with less than this share of the average use is dead
+) -> int:  # codes placed anew
     "Initialise the codebook from data the first time; later follow the gains, revive dead codes, and help the stage that lags behind"
     cb = q.codebook
-    if not cb.started: first_codes(q, f); return cb.size
+    if not cb.started:
+        first_codes(q, f)
+        return cb.size
     vs = stage_vectors(q, f)
-    if q.gain is not None: vs = follow_gains(q, vs)
-    total = cb.usage.sum(0); dead = total < floor*total.mean()
-    if dead.any(): cb.reseed(dead, mixed(vs))
-    return int(dead.sum())+help_lagging(q, vs)
+    if q.gain is not None:
+        vs = follow_gains(q, vs)
+    total = cb.usage.sum(0)
+    dead = total < floor * total.mean()
+    if dead.any():
+        cb.reseed(dead, mixed(vs))
+    return int(dead.sum()) + help_lagging(q, vs)

@@ -11,188 +11,297 @@ __all__ = ['augments', 'discriminators', 'receptive_field', 'PatchGAN', 'aug_col
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import Tensor,nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from ..core.config import did_you_mean
 from ..tokenizer.autoencoder import load_vit
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #32b860b4
-def receptive_field(layers:int, # convolutions with stride 2
-)->int: # pixels
+def receptive_field(
+    layers: int,  # convolutions with stride 2
+) -> int:  # pixels
     "Side of the patch that one logit of a `PatchGAN` sees"
     r = 1
-    for stride in (1,1)+(2,)*layers: r = r*stride+4-stride   # from the output to the input
+    for stride in (1, 1) + (2,) * layers:
+        r = r * stride + 4 - stride  # from the output to the input
     return r
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #de015263
 def _conv(i, o, stride, norm, act=True):
     "A 4x4 convolution, its normalisation and its activation"
-    c = nn.Conv2d(i, o, 4, stride, 1, bias=norm!='batch')
-    return nn.Sequential(spectral_norm(c) if norm=='spectral' else c, *[nn.BatchNorm2d(o)]*(norm=='batch'), *[nn.LeakyReLU(.2)]*act)
+    c = nn.Conv2d(i, o, 4, stride, 1, bias=norm != 'batch')
+    return nn.Sequential(
+        spectral_norm(c) if norm == 'spectral' else c,
+        *[nn.BatchNorm2d(o)] * (norm == 'batch'),
+        *[nn.LeakyReLU(0.2)] * act,
+    )
+
 
 class PatchGAN(nn.Module):
     "A map of logits, one a patch (pix2pix, Isola et al. 2017); ValueError on an unknown `norm` or images too small"
-    def __init__(self,
-        layers:int=3, # convolutions with stride 2; see `receptive_field`
-        width:int=64, # channels of the first; doubled by each later one, up to 8 times
-        norm:str='batch', # 'batch' (VQGAN), 'spectral' or 'none'; never on the first or last layer, spectral on all
-        channels:int=3, # of the image
+
+    def __init__(
+        self,
+        layers: int = 3,  # convolutions with stride 2; see `receptive_field`
+        width: int = 64,  # channels of the first; doubled by each later one, up to 8 times
+        norm: str = 'batch',  # 'batch' (VQGAN), 'spectral' or 'none'; never on the first or last layer, spectral on all
+        channels: int = 3,  # of the image
     ):
         super().__init__()
-        if norm not in ('batch','spectral','none'): raise ValueError(did_you_mean(norm, ('batch','spectral','none'), 'norm'))
-        ws = [width*min(2**i,8) for i in range(layers+1)]
-        edge = 'none' if norm=='batch' else norm
-        self.layers,self.smallest = layers,2**layers*3   # each of the last two convolutions takes one row and column away
-        self.net = nn.Sequential(_conv(channels, ws[0], 2, edge), *[_conv(i, o, 2 if k<layers-1 else 1, norm) for k,(i,o) in enumerate(zip(ws,ws[1:]))],
-                                 _conv(ws[-1], 1, 1, edge, act=False))
+        if norm not in ('batch', 'spectral', 'none'):
+            raise ValueError(did_you_mean(norm, ('batch', 'spectral', 'none'), 'norm'))
+        ws = [width * min(2**i, 8) for i in range(layers + 1)]
+        edge = 'none' if norm == 'batch' else norm
+        # each of the last two convolutions takes one row and column away
+        self.layers = layers
+        self.smallest = 2**layers * 3
+        self.net = nn.Sequential(
+            _conv(channels, ws[0], 2, edge),
+            *[
+                _conv(i, o, 2 if k < layers - 1 else 1, norm)
+                for k, (i, o) in enumerate(zip(ws, ws[1:]))
+            ],
+            _conv(ws[-1], 1, 1, edge, act=False),
+        )
 
-    def forward(self, x:Tensor)->Tensor: # (B,3,H,W) in [-1,1] -> (B,1,h,w) logits
-        if min(x.shape[-2:])<self.smallest: raise ValueError(f"images of {tuple(x.shape[-2:])} are too small for {self.layers} halvings: at least {self.smallest} pixels, or fewer layers")
+    def forward(self, x: Tensor) -> Tensor:  # (B,3,H,W) in [-1,1] -> (B,1,h,w) logits
+        if min(x.shape[-2:]) < self.smallest:
+            raise ValueError(
+                f"images of {tuple(x.shape[-2:])} are too small for {self.layers} halvings: at least {self.smallest} pixels, or fewer layers"
+            )
         return self.net(x)
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #f851bf9e
 def _uniform(x, generator):
     "One number in [0,1) an image, drawn where the generator lives"
-    return torch.rand(len(x),1,1,1, generator=generator, device=generator.device if generator else x.device).to(x)
+    return torch.rand(
+        len(x), 1, 1, 1, generator=generator, device=generator.device if generator else x.device
+    ).to(x)
 
-def aug_color(x:Tensor, # (B,C,H,W)
-    generator=None, # torch.Generator
-)->Tensor: # same shape
+
+def aug_color(
+    x: Tensor,  # (B,C,H,W)
+    generator=None,  # torch.Generator
+) -> Tensor:  # same shape
     "Random brightness (shift by up to 0.5), saturation (0 to 2 times), contrast (0.5 to 1.5 times), one draw an image"
-    x = x + _uniform(x,generator)-.5
-    grey = x.mean(1, keepdim=True);       x = (x-grey)*(2*_uniform(x,generator)) + grey
-    mean = x.mean((1,2,3), keepdim=True); return (x-mean)*(.5+_uniform(x,generator)) + mean
+    x = x + _uniform(x, generator) - 0.5
+    grey = x.mean(1, keepdim=True)
+    x = (x - grey) * (2 * _uniform(x, generator)) + grey
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return (x - mean) * (0.5 + _uniform(x, generator)) + mean
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #a221cd1a
-def aug_translate(x:Tensor, # (B,C,H,W)
-    generator=None, # torch.Generator
-    most:float=1/8, # largest shift, share of the side
-)->Tensor: # same shape
+def aug_translate(
+    x: Tensor,  # (B,C,H,W)
+    generator=None,  # torch.Generator
+    most: float = 1 / 8,  # largest shift, share of the side
+) -> Tensor:  # same shape
     "Shift every image by a random number of whole pixels; what comes in is zero"
-    B,C,H,W = x.shape; m,n = round(H*most),round(W*most)
-    i = (_uniform(x,generator)*(2*m+1)).long() + torch.arange(H,device=x.device)[:,None]   # (B,1,H,1) rows of the padded image
-    j = (_uniform(x,generator)*(2*n+1)).long() + torch.arange(W,device=x.device)           # (B,1,1,W)
-    return F.pad(x, (n,n,m,m))[torch.arange(B,device=x.device)[:,None,None], :, i[:,0], j[:,0]].permute(0,3,1,2)
+    B, C, H, W = x.shape
+    m, n = round(H * most), round(W * most)
+    i = (_uniform(x, generator) * (2 * m + 1)).long() + torch.arange(H, device=x.device)[
+        :, None
+    ]  # (B,1,H,1) rows of the padded image
+    j = (_uniform(x, generator) * (2 * n + 1)).long() + torch.arange(
+        W, device=x.device
+    )  # (B,1,1,W)
+    return F.pad(x, (n, n, m, m))[
+        torch.arange(B, device=x.device)[:, None, None], :, i[:, 0], j[:, 0]
+    ].permute(0, 3, 1, 2)
 
-def aug_cutout(x:Tensor, # (B,C,H,W)
-    generator=None, # torch.Generator
-    size:float=.25, # side of the square, share of the image's
-)->Tensor: # same shape
+
+def aug_cutout(
+    x: Tensor,  # (B,C,H,W)
+    generator=None,  # torch.Generator
+    size: float = 0.25,  # side of the square, share of the image's
+) -> Tensor:  # same shape
     "Set a random square of every image to zero"
-    H,W = x.shape[-2:]; h,w = round(H*size),round(W*size)
-    i,j = ((_uniform(x,generator)*(n+1-k)).long() for n,k in ((H,h),(W,w)))
-    r,c = torch.arange(H,device=x.device)[:,None]-i, torch.arange(W,device=x.device)-j     # (B,1,H,1), (B,1,1,W)
-    return x*~((r>=0)&(r<h)&(c>=0)&(c<w))
+    H, W = x.shape[-2:]
+    h, w = round(H * size), round(W * size)
+    i, j = ((_uniform(x, generator) * (n + 1 - k)).long() for n, k in ((H, h), (W, w)))
+    # (B,1,H,1), (B,1,1,W)
+    r = torch.arange(H, device=x.device)[:, None] - i
+    c = torch.arange(W, device=x.device) - j
+    return x * ~((r >= 0) & (r < h) & (c >= 0) & (c < w))
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #f0054535
-augments = dict(color=aug_color, translate=aug_translate, cutout=aug_cutout) # policy -> function of (x, generator)
+augments = dict(
+    color=aug_color, translate=aug_translate, cutout=aug_cutout
+)  # policy -> function of (x, generator)
 
-def diff_augment(x:Tensor, # (B,C,H,W) images in [-1,1], real or reconstructed
-    policy=('color','translate','cutout'), # keys of `augments`, applied in this order; () changes nothing
-    generator=None, # torch.Generator; equal seeds give equal changes
-)->Tensor: # same shape; gradients pass through
+
+def diff_augment(
+    x: Tensor,  # (B,C,H,W) images in [-1,1], real or reconstructed
+    policy=(
+        'color',
+        'translate',
+        'cutout',
+    ),  # keys of `augments`, applied in this order; () changes nothing
+    generator=None,  # torch.Generator; equal seeds give equal changes
+) -> Tensor:  # same shape; gradients pass through
     "Random colour, shift and cutout of each image before the discriminator sees it (DiffAugment, Zhao et al. 2020)"
     for name in policy:
-        if name not in augments: raise ValueError(did_you_mean(name, augments, 'augmentation'))
+        if name not in augments:
+            raise ValueError(did_you_mean(name, augments, 'augmentation'))
         x = augments[name](x, generator)
     return x
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #b918b220
 class VirtualBatchNorm(nn.Module):
     "Batch norm whose statistics are those of 8 images at a time (the last part may be smaller), in training and evaluation (StyleGAN-T)"
-    def __init__(self,
-        dim:int, # channels
-        size:int=8, # images in a virtual batch
+
+    def __init__(
+        self,
+        dim: int,  # channels
+        size: int = 8,  # images in a virtual batch
     ):
         super().__init__()
-        self.size,self.weight,self.bias = size,nn.Parameter(torch.ones(dim)),nn.Parameter(torch.zeros(dim))
+        self.size = size
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x:Tensor)->Tensor: # (B,D,L), any B -> same shape, float32
-        return torch.cat([F.batch_norm(part, None, None, self.weight, self.bias, training=True) for part in x.float().split(self.size)])
+    def forward(self, x: Tensor) -> Tensor:  # (B,D,L), any B -> same shape, float32
+        return torch.cat(
+            [
+                F.batch_norm(part, None, None, self.weight, self.bias, training=True)
+                for part in x.float().split(self.size)
+            ]
+        )
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #77025960
-def _conv1d(i, o, k): return spectral_norm(nn.Conv1d(i, o, k, padding=k//2, padding_mode='circular'))
+def _conv1d(i, o, k):
+    return spectral_norm(nn.Conv1d(i, o, k, padding=k // 2, padding_mode='circular'))
+
 
 class DINOHead(nn.Module):
     "Logits for the patches of one depth: 1x1, a residual 9-wide circular convolution, 1x1 (StyleGAN-T, Sauer et al. 2023)"
-    def __init__(self,
-        dim:int, # channels of the ViT
-        kernel:int=9, # patches that the middle convolution sees, odd
+
+    def __init__(
+        self,
+        dim: int,  # channels of the ViT
+        kernel: int = 9,  # patches that the middle convolution sees, odd
     ):
         super().__init__()
-        def block(k): return nn.Sequential(_conv1d(dim, dim, k), VirtualBatchNorm(dim), nn.LeakyReLU(.2))
-        self.first,self.middle,self.last = block(1),block(kernel),_conv1d(dim, 1, 1)
 
-    def forward(self, x:Tensor)->Tensor: # (B,D,L) -> (B,L) logits
+        def block(k):
+            return nn.Sequential(_conv1d(dim, dim, k), VirtualBatchNorm(dim), nn.LeakyReLU(0.2))
+
+        self.first = block(1)
+        self.middle = block(kernel)
+        self.last = _conv1d(dim, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,D,L) -> (B,L) logits
         h = self.first(x)
-        return self.last((h+self.middle(h))/2**.5)[:,0]
+        return self.last((h + self.middle(h)) / 2**0.5)[:, 0]
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #df10ea16
-def frozen_vit(name:str, # timm's model
-    weights, # True for timm's own weights, the path of a local file, or False for random ones
-    side:int, # pixels, a multiple of 16 from 32 on
-)->nn.Module: # in evaluation mode, no gradient for its weights
+def frozen_vit(
+    name: str,  # timm's model
+    weights,  # True for timm's own weights, the path of a local file, or False for random ones
+    side: int,  # pixels, a multiple of 16 from 32 on
+) -> nn.Module:  # in evaluation mode, no gradient for its weights
     "A ViT that does not learn; FileNotFoundError says what to fetch, ValueError which sides it can take"
-    if side<32 or side%16: raise ValueError(f"a side of {side} pixels cannot be cut into a row of 16-pixel patches: give a multiple of 16, at least 32")
-    try: return load_vit(name, weights if isinstance(weights,bool) else str(weights), img_size=side).requires_grad_(False).eval()
+    if side < 32 or side % 16:
+        raise ValueError(
+            f"a side of {side} pixels cannot be cut into a row of 16-pixel patches: give a multiple of 16, at least 32"
+        )
+    try:
+        return (
+            load_vit(name, weights if isinstance(weights, bool) else str(weights), img_size=side)
+            .requires_grad_(False)
+            .eval()
+        )
     except OSError as e:
-        raise FileNotFoundError(f"no weights for {name} ({str(weights)!r} was asked for). Fetch model.safetensors from timm/{name} on the Hugging Face hub, "
-                                "put it anywhere and give its path as `weights`; weights=False gives random features, for tests only") from e
+        raise FileNotFoundError(
+            f"no weights for {name} ({str(weights)!r} was asked for). Fetch model.safetensors from timm/{name} on the Hugging Face hub, "
+            "put it anywhere and give its path as `weights`; weights=False gives random features, for tests only"
+        ) from e
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #798cf3b5
 class DINODiscriminator(nn.Module):
     "Heads on the frozen features of a DINO ViT-S/16 (XQGAN's critic); errors as `frozen_vit`'s"
-    mean,std = (.485,.456,.406),(.229,.224,.225) # of ImageNet, what the ViT was trained with
-    def __init__(self,
-        weights=True, # True for timm's own weights, a local file, or False for a random ViT
-        side:int=224, # pixels to which images are resized, a multiple of 16
-        name:str='vit_small_patch16_224.dino', # timm's model
-        taps:tuple=(2,5,8,11), # blocks, from 0, after which a head looks; one more looks at what enters the first
+
+    # of ImageNet, what the ViT was trained with
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    def __init__(
+        self,
+        weights=True,  # True for timm's own weights, a local file, or False for a random ViT
+        side: int = 224,  # pixels to which images are resized, a multiple of 16
+        name: str = 'vit_small_patch16_224.dino',  # timm's model
+        taps: tuple = (
+            2,
+            5,
+            8,
+            11,
+        ),  # blocks, from 0, after which a head looks; one more looks at what enters the first
     ):
         super().__init__()
         vit = frozen_vit(name, weights, side)
-        self._vit,self.side,self.taps = (vit,),side,taps              # a tuple hides it: not in state_dict, not in parameters
-        self.heads = nn.ModuleList(DINOHead(vit.num_features) for _ in range(len(taps)+1))
+        # a tuple hides it: not in state_dict, not in parameters
+        self._vit = (vit,)
+        self.side = side
+        self.taps = taps
+        self.heads = nn.ModuleList(DINOHead(vit.num_features) for _ in range(len(taps) + 1))
 
-    def _apply(self, fn, *a): self._vit[0]._apply(fn); return super()._apply(fn, *a)   # but it moves to a device with the heads
+    def _apply(self, fn, *a):
+        self._vit[0]._apply(fn)
+        return super()._apply(fn, *a)  # but it moves to a device with the heads
 
-    def forward(self, x:Tensor)->Tensor: # (B,3,H,W) in [-1,1], any side -> (B, L for each head) logits
+    def forward(
+        self, x: Tensor
+    ) -> Tensor:  # (B,3,H,W) in [-1,1], any side -> (B, L for each head) logits
         "Logits of all heads, side by side"
-        return torch.cat([head(f) for head,f in zip(self.heads, self.features(x))], 1)
+        return torch.cat([head(f) for head, f in zip(self.heads, self.features(x))], 1)
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #1f04be4a
 @patch
-def features(self:DINODiscriminator, x:Tensor, # (B,3,H,W) in [-1,1], any side
-)->list: # for each head (B,D,L), L patches
+def features(
+    self: DINODiscriminator,
+    x: Tensor,  # (B,3,H,W) in [-1,1], any side
+) -> list:  # for each head (B,D,L), L patches
     "What the heads see; gradients reach the image"
-    vit = self._vit[0]; mean,std = (torch.tensor(o, device=x.device)[:,None,None] for o in (self.mean,self.std))
-    x = F.interpolate(x.float(), size=(self.side,)*2, mode='bilinear', antialias=True, align_corners=False)
-    h = vit.norm_pre(vit._pos_embed(vit.patch_embed((x/2+.5-mean)/std))); seen = [h]
-    for i,block in enumerate(vit.blocks):
+    vit = self._vit[0]
+    mean, std = (torch.tensor(o, device=x.device)[:, None, None] for o in (self.mean, self.std))
+    x = F.interpolate(
+        x.float(), size=(self.side,) * 2, mode='bilinear', antialias=True, align_corners=False
+    )
+    h = vit.norm_pre(vit._pos_embed(vit.patch_embed((x / 2 + 0.5 - mean) / std)))
+    seen = [h]
+    for i, block in enumerate(vit.blocks):
         h = block(h)
-        if i in self.taps: seen.append(h)
-    return [(o[:,vit.num_prefix_tokens:]+o[:,:1]).transpose(1,2) for o in seen]
+        if i in self.taps:
+            seen.append(h)
+    return [(o[:, vit.num_prefix_tokens :] + o[:, :1]).transpose(1, 2) for o in seen]
 
 # %% ../../nbs/5_train/52_discriminator.ipynb #88fce799
-def patchgan_for(image_size:int, # side of the images, pixels
-    **args, # of `PatchGAN`, replacing the choice made here
-)->PatchGAN:
+def patchgan_for(
+    image_size: int,  # side of the images, pixels
+    **args,  # of `PatchGAN`, replacing the choice made here
+) -> PatchGAN:
     "VQGAN's `PatchGAN` for images of 128 pixels and more, a small one (0.3 M parameters) below"
     small = dict(layers=2, width=44, norm='spectral')
-    return PatchGAN(**{**(small if image_size<128 else {}), **args})
+    return PatchGAN(**{**(small if image_size < 128 else {}), **args})
 
-def dino_for(image_size:int, # side of the images, pixels; whatever it is, they are resized to the ViT's side
-    **args, # of `DINODiscriminator`: weights, side
-)->DINODiscriminator:
+
+def dino_for(
+    image_size: int,  # side of the images, pixels; whatever it is, they are resized to the ViT's side
+    **args,  # of `DINODiscriminator`: weights, side
+) -> DINODiscriminator:
     "The frozen critic; it looks at 224 pixels unless `side` says otherwise"
     return DINODiscriminator(**args)
 
-discriminators = dict(patchgan=patchgan_for, dino=dino_for) # kind -> function of the image's side
 
-def build_discriminator(kind:str, # a key of `discriminators`
-    image_size:int, # side of the images, pixels
-    **args, # what that kind's class takes
-)->nn.Module: # (B,3,H,W) -> logits of any shape
+discriminators = dict(patchgan=patchgan_for, dino=dino_for)  # kind -> function of the image's side
+
+
+def build_discriminator(
+    kind: str,  # a key of `discriminators`
+    image_size: int,  # side of the images, pixels
+    **args,  # what that kind's class takes
+) -> nn.Module:  # (B,3,H,W) -> logits of any shape
     "A discriminator by name; ValueError names the ones there are"
-    if kind not in discriminators: raise ValueError(did_you_mean(kind, discriminators, 'discriminator'))
+    if kind not in discriminators:
+        raise ValueError(did_you_mean(kind, discriminators, 'discriminator'))
     return discriminators[kind](image_size, **args)

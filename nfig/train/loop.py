@@ -7,152 +7,244 @@ __all__ = ['try_again', 'lr_at', 'adamw', 'EMA', 'seed_step', 'own_seed', 'check
            'fit', 'leave_early']
 
 # %% ../../nbs/5_train/54_loop.ipynb #dc604d06
-import math,signal,sys,time,torch
+import math
+import signal
+import sys
+import time
+import torch
 from contextlib import contextmanager
 from copy import deepcopy
-from torch import Tensor,nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from ..core.config import TrainConfig
-from ..core.device import native_bf16,peak
-from ..core.distributed import any_of,from_first,destroy_distributed,world
+from ..core.device import native_bf16, peak
+from ..core.distributed import any_of, from_first, destroy_distributed, world
 from .run import Run
 
 # %% ../../nbs/5_train/54_loop.ipynb #0d60cb33
-def lr_at(step:int, # step about to be taken, from 0
-    total:int, # steps of the run
-    cfg:TrainConfig, # lr, final_lr, schedule, warmup
-)->float: # learning rate
+def lr_at(
+    step: int,  # step about to be taken, from 0
+    total: int,  # steps of the run
+    cfg: TrainConfig,  # lr, final_lr, schedule, warmup
+) -> float:  # learning rate
     "Warm-up, then cosine or linear decay to `final_lr` times the peak"
-    warm = max(1, int(cfg.warmup*total))
-    if step<warm: return cfg.lr*(step+1)/warm
-    t = min(1, (step-warm)/max(1, total-warm))
-    down = .5*(1+math.cos(math.pi*t)) if cfg.schedule=='cosine' else 1-t
-    return cfg.lr*(cfg.final_lr+(1-cfg.final_lr)*down)
+    warm = max(1, int(cfg.warmup * total))
+    if step < warm:
+        return cfg.lr * (step + 1) / warm
+    t = min(1, (step - warm) / max(1, total - warm))
+    down = 0.5 * (1 + math.cos(math.pi * t)) if cfg.schedule == 'cosine' else 1 - t
+    return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * down)
 
 # %% ../../nbs/5_train/54_loop.ipynb #7ee9b26c
-def adamw(model:nn.Module, # what is trained
-    cfg:TrainConfig, # lr, betas, weight_decay
-)->torch.optim.AdamW:
+def adamw(
+    model: nn.Module,  # what is trained
+    cfg: TrainConfig,  # lr, betas, weight_decay
+) -> torch.optim.AdamW:
     "AdamW with decay on tensors of two or more dimensions; fused on a GPU"
     ps = [p for p in model.parameters() if p.requires_grad]
     fused = bool(ps) and ps[0].is_cuda
-    groups = [dict(params=[p for p in ps if p.ndim>=2], weight_decay=cfg.weight_decay), dict(params=[p for p in ps if p.ndim<2], weight_decay=0.)]
+    groups = [
+        dict(params=[p for p in ps if p.ndim >= 2], weight_decay=cfg.weight_decay),
+        dict(params=[p for p in ps if p.ndim < 2], weight_decay=0.0),
+    ]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=fused or None)
 
 # %% ../../nbs/5_train/54_loop.ipynb #3ad7c2fc
 class EMA:
     "Exponential average of a model's weights; buffers are copied"
-    def __init__(self, model:nn.Module, # what is averaged
-        decay:float=.999, # decay once warm
+
+    def __init__(
+        self,
+        model: nn.Module,  # what is averaged
+        decay: float = 0.999,  # decay once warm
     ):
-        self.decay,self.model = decay,deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.model = deepcopy(model).eval().requires_grad_(False)
+
     @torch.no_grad()
-    def update(self, model:nn.Module, # current weights
-        step:int, # steps taken
+    def update(
+        self,
+        model: nn.Module,  # current weights
+        step: int,  # steps taken
     ):
         "One step of the average, with decay min(decay, (1+step)/(10+step))"
-        d = min(self.decay, (1+step)/(10+step))
-        torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1-d)
-        for a,b in zip(self.model.buffers(), model.buffers()): a.copy_(b)
+        d = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(
+            list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - d
+        )
+        for a, b in zip(self.model.buffers(), model.buffers()):
+            a.copy_(b)
 
 # %% ../../nbs/5_train/54_loop.ipynb #19684307
-def seed_step(seed:int, # the run's seed
-    step:int, # the step about to be taken
+def seed_step(
+    seed: int,  # the run's seed
+    step: int,  # the step about to be taken
 ):
     "Make all random numbers of a step a function of (seed, step)"
-    torch.manual_seed((seed*1_000_003+step)%2**63)
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
 
-def own_seed(seed:int, # the run's seed
-    step:int, # the step about to be taken
+
+def own_seed(
+    seed: int,  # the run's seed
+    step: int,  # the step about to be taken
 ):
     "From now on, every process but the first draws other random numbers: for noise in its own share of the batch"
-    if world()[0]: seed_step(seed-world()[0], step)
+    if world()[0]:
+        seed_step(seed - world()[0], step)
 
-def check_finite(values:dict, # name -> number or scalar tensor
-    step:int=None, # for the message
+
+def check_finite(
+    values: dict,  # name -> number or scalar tensor
+    step: int = None,  # for the message
 ):
     "FloatingPointError that names the terms which are not finite"
-    bad = [k for k,v in values.items() if not math.isfinite(v.item() if isinstance(v,Tensor) else v)]
-    if bad: raise FloatingPointError(('' if step is None else f"step {step}: ")+f"{', '.join(bad)} not finite. The last checkpoint is unharmed: resume with a lower learning rate, a smaller clip, or without amp")
+    bad = [
+        k for k, v in values.items() if not math.isfinite(v.item() if isinstance(v, Tensor) else v)
+    ]
+    if bad:
+        raise FloatingPointError(
+            ('' if step is None else f"step {step}: ")
+            + f"{', '.join(bad)} not finite. The last checkpoint is unharmed: resume with a lower learning rate, a smaller clip, or without amp"
+        )
 
 # %% ../../nbs/5_train/54_loop.ipynb #d744adf1
 class Report:
     "Loss and speed of a run: a bar on the screen and lines in the log"
-    def __init__(self, run:Run, # where it is logged
-        total:int, # steps of the run
-        state:dict, # what is resumed, with `step` and `seconds`; empty for a new run
-        batch_size:int, # images a step
-        show:bool, # draw the bar?
-    ):
-        self.run,self.batch_size,self.since,self.seconds = run,batch_size,state.get('step',0),state.get('seconds',0.)
-        quiet = 1. if sys.stderr.isatty() else 20.           # a bar in a log file needs few lines
-        self.bar,self.clock = tqdm(total=total, initial=self.since, unit='step', disable=not show, mininterval=quiet), time.perf_counter()
 
-    def line(self, done:int, # steps taken
-        values:dict, # name -> number, or tensor of one or more of them
+    def __init__(
+        self,
+        run: Run,  # where it is logged
+        total: int,  # steps of the run
+        state: dict,  # what is resumed, with `step` and `seconds`; empty for a new run
+        batch_size: int,  # images a step
+        show: bool,  # draw the bar?
+    ):
+        self.run = run
+        self.batch_size = batch_size
+        self.since = state.get('step', 0)
+        self.seconds = state.get('seconds', 0.0)
+        quiet = 1.0 if sys.stderr.isatty() else 20.0  # a bar in a log file needs few lines
+        self.bar = tqdm(
+            total=total, initial=self.since, unit='step', disable=not show, mininterval=quiet
+        )
+        self.clock = time.perf_counter()
+
+    def line(
+        self,
+        done: int,  # steps taken
+        values: dict,  # name -> number, or tensor of one or more of them
     ):
         "Write a line with the values and the speed since the last one"
-        now = time.perf_counter(); spent = now-self.clock; rate = self.batch_size*(done-self.since)/spent
-        self.seconds,self.clock,self.since = self.seconds+spent,now,done
-        values = {n:torch.as_tensor(v).detach().double().cpu() for n,v in values.items()}
-        values = {n:[round(o,6) for o in v.tolist()] if v.ndim else round(v.item(),6) for n,v in values.items()}
-        self.run.log(done, **values, images_per_second=round(rate,1), seconds=round(self.seconds,1))
+        now = time.perf_counter()
+        spent = now - self.clock
+        rate = self.batch_size * (done - self.since) / spent
+        self.seconds = self.seconds + spent
+        self.clock = now
+        self.since = done
+        values = {n: torch.as_tensor(v).detach().double().cpu() for n, v in values.items()}
+        values = {
+            n: [round(o, 6) for o in v.tolist()] if v.ndim else round(v.item(), 6)
+            for n, v in values.items()
+        }
+        self.run.log(
+            done, **values, images_per_second=round(rate, 1), seconds=round(self.seconds, 1)
+        )
         self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
 
 # %% ../../nbs/5_train/54_loop.ipynb #e30cb3c9
-def speed_of(task # any task; one without `device` and `cfg` is not measured
-)->dict: # peak_gflops, of one process
+def speed_of(
+    task,  # any task; one without `device` and `cfg` is not measured
+) -> dict:  # peak_gflops, of one process
     "What is noted about speed when a run starts"
-    if not hasattr(task,'device') or not hasattr(task,'cfg'): return {}
+    if not hasattr(task, 'device') or not hasattr(task, 'cfg'):
+        return {}
     return dict(peak_gflops=peak(task.device, task.cfg.amp and native_bf16(task.device)))
 
 # %% ../../nbs/5_train/54_loop.ipynb #9e90557e
-try_again = 75 # exit code of a run that was asked to stop and has saved (EX_TEMPFAIL)
+try_again = 75  # exit code of a run that was asked to stop and has saved (EX_TEMPFAIL)
+
 
 @contextmanager
-def noting_signals(*signals # that shall not end the process
-): # yields a list, empty until one of them arrives
+def noting_signals(
+    *signals,  # that shall not end the process
+):  # yields a list, empty until one of them arrives
     "Note the first of each signal; where signals cannot be caught (outside the main thread) the list stays empty"
-    noted,old = [],{}
-    def note(number, frame): noted.append(signal.Signals(number).name); signal.signal(number, old[number])
+    noted, old = [], {}
+
+    def note(number, frame):
+        noted.append(signal.Signals(number).name)
+        signal.signal(number, old[number])
+
     try:
-        for s in signals: old[s] = signal.signal(s, note)
-    except ValueError: pass
-    try: yield noted
+        for s in signals:
+            old[s] = signal.signal(s, note)
+    except ValueError:
+        pass
+    try:
+        yield noted
     finally:
-        for s,handler in old.items(): signal.signal(s, handler)
+        for s, handler in old.items():
+            signal.signal(s, handler)
 
 # %% ../../nbs/5_train/54_loop.ipynb #9da198cc
-def fit(task, # what is trained, see above
-    run:Run, # where it is kept
-    total:int, # steps
-    batch_size:int, # images a step, for images/s
-    seed:int=0, # of all randomness
-    log_every:int=20, # steps between lines of the log
-    save_every:int=500, # steps between checkpoints
-    preview_every:int=1000, # steps between pictures
-    stop_after:int=None, # stop early after so many steps in all; the run can be resumed
-    progress:bool=True, # show a progress bar
-): # the task
+def fit(
+    task,  # what is trained, see above
+    run: Run,  # where it is kept
+    total: int,  # steps
+    batch_size: int,  # images a step, for images/s
+    seed: int = 0,  # of all randomness
+    log_every: int = 20,  # steps between lines of the log
+    save_every: int = 500,  # steps between checkpoints
+    preview_every: int = 1000,  # steps between pictures
+    stop_after: int = None,  # stop early after so many steps in all; the run can be resumed
+    progress: bool = True,  # show a progress bar
+):  # the task
     "Train, or continue to train, until `total` steps are done; asked to stop by a signal, save and exit with code 75"
-    state = run.latest() or {}; start, stop = state.get('step',0), min(total, stop_after or total)
-    if state: task.load(state['task'])
-    run.note_start(start, batch_size=batch_size, total=total, **speed_of(task)); report = Report(run, total, state, batch_size, progress and run.first)
+    state = run.latest() or {}
+    start = state.get('step', 0)
+    stop = min(total, stop_after or total)
+    if state:
+        task.load(state['task'])
+    run.note_start(start, batch_size=batch_size, total=total, **speed_of(task))
+    report = Report(run, total, state, batch_size, progress and run.first)
     with run.noting_failure(), noting_signals(signal.SIGTERM, signal.SIGUSR1) as noted:
         for k in range(start, stop):
-            seed_step(seed, k); values = task.step(k); done = k+1; report.bar.update(); asked = any_of(noted)
-            if done%log_every==0 or done==total: report.line(done, values)
-            if (done%preview_every==0 or done==total) and (found := task.preview(run.folder/'samples', done)): run.log(done, **found)
-            if done%save_every==0 or done in (total,stop_after) or asked: run.save(done, dict(step=done, seconds=report.seconds, task=task.state()), getattr(task,'score','loss'))
-            if asked and done<stop: leave_early(done, noted)
+            seed_step(seed, k)
+            values = task.step(k)
+            done = k + 1
+            report.bar.update()
+            asked = any_of(noted)
+            if done % log_every == 0 or done == total:
+                report.line(done, values)
+            if (done % preview_every == 0 or done == total) and (
+                found := task.preview(run.folder / 'samples', done)
+            ):
+                run.log(done, **found)
+            if done % save_every == 0 or done in (total, stop_after) or asked:
+                run.save(
+                    done,
+                    dict(step=done, seconds=report.seconds, task=task.state()),
+                    getattr(task, 'score', 'loss'),
+                )
+            if asked and done < stop:
+                leave_early(done, noted)
     report.bar.close()
-    if max(start,stop)>=total and run.checkpoints(): task.finish(run.folder)
+    if max(start, stop) >= total and run.checkpoints():
+        task.finish(run.folder)
     return task
 
-def leave_early(step:int, # steps taken and saved
-    noted, # names of signals
+
+def leave_early(
+    step: int,  # steps taken and saved
+    noted,  # names of signals
 ):
     "Say why, and exit with code 75"
-    from_first(lambda: None)                                 # the others wait until the first has saved: torchrun ends all as soon as one has left
-    if destroy_distributed(): tqdm.write(f"{noted[0] if noted else 'another process'} asked to stop: saved after step {step}; the same command continues from there", file=sys.stderr)
+    from_first(
+        lambda: None
+    )  # the others wait until the first has saved: torchrun ends all as soon as one has left
+    if destroy_distributed():
+        tqdm.write(
+            f"{noted[0] if noted else 'another process'} asked to stop: saved after step {step}; the same command continues from there",
+            file=sys.stderr,
+        )
     raise SystemExit(try_again)

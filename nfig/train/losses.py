@@ -9,71 +9,95 @@ __all__ = ['gan_losses', 'reconstruction_loss', 'hinge_d_loss', 'nonsaturating_d
 # %% ../../nbs/5_train/51_losses.ipynb #11d182f6
 import torch
 import torch.nn.functional as F
-from torch import Tensor,nn
+from torch import Tensor, nn
 from ..core.distributed import mean_over
 
 # %% ../../nbs/5_train/51_losses.ipynb #0998fd6f
-def reconstruction_loss(x:Tensor, # (B,3,H,W) image in [-1,1]
-    x_hat:Tensor, # (B,3,H,W) its reconstruction
-    l1:float=0., # weight of the absolute error
-)->Tensor: # scalar
+def reconstruction_loss(
+    x: Tensor,  # (B,3,H,W) image in [-1,1]
+    x_hat: Tensor,  # (B,3,H,W) its reconstruction
+    l1: float = 0.0,  # weight of the absolute error
+) -> Tensor:  # scalar
     "Mean squared error plus `l1` times mean absolute error (first term of Eq. 10)"
-    d = x-x_hat
-    return d.square().mean() + (l1*d.abs().mean() if l1 else 0.)
+    d = x - x_hat
+    return d.square().mean() + (l1 * d.abs().mean() if l1 else 0.0)
 
 # %% ../../nbs/5_train/51_losses.ipynb #830fa4dc
-def hinge_d_loss(real:Tensor, # D's logits on real images, any shape
-    fake:Tensor, # D's logits on reconstructions, any shape
-)->Tensor: # scalar
+def hinge_d_loss(
+    real: Tensor,  # D's logits on real images, any shape
+    fake: Tensor,  # D's logits on reconstructions, any shape
+) -> Tensor:  # scalar
     "Discriminator's hinge loss (Lim and Ye 2017): no reward beyond a margin of 1"
-    return .5*(F.relu(1-real).mean() + F.relu(1+fake).mean())
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
-def nonsaturating_d_loss(real:Tensor, # D's logits on real images
-    fake:Tensor, # D's logits on reconstructions
-)->Tensor: # scalar
+
+def nonsaturating_d_loss(
+    real: Tensor,  # D's logits on real images
+    fake: Tensor,  # D's logits on reconstructions
+) -> Tensor:  # scalar
     "Discriminator's binary cross entropy (Goodfellow et al. 2014)"
-    return .5*(F.softplus(-real).mean() + F.softplus(fake).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 # %% ../../nbs/5_train/51_losses.ipynb #19a7635c
-def hinge_g_loss(fake:Tensor, # D's logits on reconstructions
-)->Tensor: # scalar
+def hinge_g_loss(
+    fake: Tensor,  # D's logits on reconstructions
+) -> Tensor:  # scalar
     "Decoder's loss against a hinge discriminator"
     return -fake.mean()
 
-def nonsaturating_g_loss(fake:Tensor, # D's logits on reconstructions
-)->Tensor: # scalar
+
+def nonsaturating_g_loss(
+    fake: Tensor,  # D's logits on reconstructions
+) -> Tensor:  # scalar
     "Decoder's loss against a cross-entropy discriminator: -log of the probability of being real"
     return F.softplus(-fake).mean()
 
-gan_losses = dict(hinge=(hinge_d_loss,hinge_g_loss), nonsaturating=(nonsaturating_d_loss,nonsaturating_g_loss)) # name -> (discriminator's, decoder's)
+
+gan_losses = dict(
+    hinge=(hinge_d_loss, hinge_g_loss), nonsaturating=(nonsaturating_d_loss, nonsaturating_g_loss)
+)  # name -> (discriminator's, decoder's)
 
 # %% ../../nbs/5_train/51_losses.ipynb #1b9110d5
-def length_ratio(rec:Tensor, # gradient of the reconstruction loss, any shape
-    gan:Tensor, # gradient of the GAN loss, for the same weights
-    largest:float=1e4, # upper limit
-)->Tensor: # scalar without gradient
+def length_ratio(
+    rec: Tensor,  # gradient of the reconstruction loss, any shape
+    gan: Tensor,  # gradient of the GAN loss, for the same weights
+    largest: float = 1e4,  # upper limit
+) -> Tensor:  # scalar without gradient
     "How much longer the first is than the second, over all processes"
-    rec,gan = (mean_over(g.detach().float()).norm() for g in (rec,gan))
-    return (rec/(gan+1e-6)).clamp(max=largest)
+    rec, gan = (mean_over(g.detach().float()).norm() for g in (rec, gan))
+    return (rec / (gan + 1e-6)).clamp(max=largest)
 
-def adaptive_weight(rec_loss:Tensor, # scalar: reconstruction, with the perceptual term
-    gan_loss:Tensor, # scalar: the decoder's GAN loss
-    last_layer:Tensor, # weight of the decoder's last layer
-    largest:float=1e4, # upper limit
-)->Tensor: # scalar without gradient
+
+def adaptive_weight(
+    rec_loss: Tensor,  # scalar: reconstruction, with the perceptual term
+    gan_loss: Tensor,  # scalar: the decoder's GAN loss
+    last_layer: Tensor,  # weight of the decoder's last layer
+    largest: float = 1e4,  # upper limit
+) -> Tensor:  # scalar without gradient
     "Weight that gives `gan_loss` the same pull on `last_layer` as `rec_loss` (VQGAN, Esser et al. 2021, Eq. 7)"
-    return length_ratio(*(torch.autograd.grad(l, last_layer, retain_graph=True)[0] for l in (rec_loss,gan_loss)), largest)
+    return length_ratio(
+        *(torch.autograd.grad(l, last_layer, retain_graph=True)[0] for l in (rec_loss, gan_loss)),
+        largest,
+    )
 
 # %% ../../nbs/5_train/51_losses.ipynb #b52c699b
 class LeCam(nn.Module):
     "Regulariser that keeps a discriminator's logits from drifting apart (Tseng et al. 2021)"
-    def __init__(self,
-        decay:float=.999, # of the running averages
+
+    def __init__(
+        self,
+        decay: float = 0.999,  # of the running averages
     ):
         super().__init__()
         self.decay = decay
-        for n in ('real','fake'): self.register_buffer(n, torch.zeros(()))   # running means of the logits, kept in checkpoints
+        for n in ('real', 'fake'):
+            self.register_buffer(
+                n, torch.zeros(())
+            )  # running means of the logits, kept in checkpoints
 
-    def forward(self, real:Tensor, fake:Tensor)->Tensor: # D's logits, any shape -> scalar; updates the averages
-        for avg,now in ((self.real,real),(self.fake,fake)): avg.lerp_(mean_over(now.detach().float().mean()), 1-self.decay)
-        return F.relu(real-self.fake).square().mean() + F.relu(self.real-fake).square().mean()
+    def forward(
+        self, real: Tensor, fake: Tensor
+    ) -> Tensor:  # D's logits, any shape -> scalar; updates the averages
+        for avg, now in ((self.real, real), (self.fake, fake)):
+            avg.lerp_(mean_over(now.detach().float().mean()), 1 - self.decay)
+        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()

@@ -6,193 +6,293 @@
 __all__ = ['Checkpoints', 'flat_items', 'Run']
 
 # %% ../../nbs/5_train/53_run.ipynb #cb190504
-import importlib,json,sys
-from contextlib import contextmanager,suppress
-from datetime import datetime,timezone
+import importlib
+import json
+import sys
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from fastcore.basics import patch
 from pathlib import Path
 from tqdm import tqdm
-from ..core.io import checksum,load_state,replacing,require,write_state,write_text
-from ..core.distributed import main_process_first,from_first,world
+from ..core.io import checksum, load_state, replacing, require, write_state, write_text
+from ..core.distributed import main_process_first, from_first, world
 from ..core.record import machine
 
 # %% ../../nbs/5_train/53_run.ipynb #25acdbf1
 class Checkpoints:
     "The folder of a run's checkpoints: the last `keep` and the best, with a manifest of their checksums"
-    def __init__(self, folder, # created if missing
-        keep:int=2, # newest ones kept
-    ): self.folder,self.keep = Path(folder),keep
 
-    def files(self)->list: # paths, oldest first
+    def __init__(
+        self,
+        folder,  # created if missing
+        keep: int = 2,  # newest ones kept
+    ):
+        self.folder, self.keep = Path(folder), keep
+
+    def files(self) -> list:  # paths, oldest first
         "What is there"
         return sorted(self.folder.glob('step_*.safetensors'))
 
-    def manifest(self)->dict: # file name -> dict(step, score, bytes, sha256)
+    def manifest(self) -> dict:  # file name -> dict(step, score, bytes, sha256)
         "What should be there; empty if that cannot be read"
-        with suppress(OSError,ValueError): return json.loads((self.folder/'manifest.json').read_text())
+        with suppress(OSError, ValueError):
+            return json.loads((self.folder / 'manifest.json').read_text())
         return {}
 
-    def save(self, step:int, # steps taken
-        state, # nested state
-        score:float=None, # the less the better; without one a checkpoint is never "the best"
+    def save(
+        self,
+        step: int,  # steps taken
+        state,  # nested state
+        score: float = None,  # the less the better; without one a checkpoint is never "the best"
     ):
         "Write a checkpoint, enter it, then remove those that are too old"
-        self.folder.mkdir(parents=True, exist_ok=True); path = self.folder/f'step_{step:08d}.safetensors'
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f'step_{step:08d}.safetensors'
         with replacing(path) as tmp:
-            write_state(tmp, state); entry = dict(step=step, score=score, bytes=tmp.stat().st_size, sha256=checksum(tmp))
-            self._enter(self.manifest() | {path.name:entry})
+            write_state(tmp, state)
+            entry = dict(step=step, score=score, bytes=tmp.stat().st_size, sha256=checksum(tmp))
+            self._enter(self.manifest() | {path.name: entry})
         self.tidy()
 
-    def _enter(self, entries:dict): write_text(self.folder/'manifest.json', json.dumps(entries, indent=1)+'\n')
+    def _enter(self, entries: dict):
+        write_text(self.folder / 'manifest.json', json.dumps(entries, indent=1) + '\n')
 
 # %% ../../nbs/5_train/53_run.ipynb #b3821ed0
 @patch
-def best(self:Checkpoints)->Path: # or None
+def best(self: Checkpoints) -> Path:  # or None
     "The checkpoint with the least score"
-    there = {p.name:p for p in self.files()}
-    scored = {n:e['score'] for n,e in self.manifest().items() if e['score'] is not None and n in there}
-    return there[min(scored,key=scored.get)] if scored else None
+    there = {p.name: p for p in self.files()}
+    scored = {
+        n: e['score'] for n, e in self.manifest().items() if e['score'] is not None and n in there
+    }
+    return there[min(scored, key=scored.get)] if scored else None
+
 
 @patch
-def tidy(self:Checkpoints):
+def tidy(self: Checkpoints):
     "Remove all but the last `keep` and the best, and what a killed process left half-written"
-    keep = {p.name for p in [*self.files()[-self.keep:], *filter(None,[self.best()])]}
+    keep = {p.name for p in [*self.files()[-self.keep :], *filter(None, [self.best()])]}
     for p in [*self.files(), *self.folder.glob('*.tmp')]:
-        if p.name not in keep: p.unlink(missing_ok=True)
+        if p.name not in keep:
+            p.unlink(missing_ok=True)
     known = self.manifest()
-    if set(known)!=keep: self._enter({n:e for n,e in known.items() if n in keep})
+    if set(known) != keep:
+        self._enter({n: e for n, e in known.items() if n in keep})
 
 # %% ../../nbs/5_train/53_run.ipynb #a336d5cb
 @patch
-def wrong_with(self:Checkpoints, path:Path # one of `files`
-)->str: # what is wrong; empty if nothing
+def wrong_with(
+    self: Checkpoints,
+    path: Path,  # one of `files`
+) -> str:  # what is wrong; empty if nothing
     "Compare a file with its entry in the manifest"
     entry = self.manifest().get(path.name)
-    if entry is None: return ''
-    if (n := path.stat().st_size)!=entry['bytes']: return f"not a complete checkpoint: {n} bytes, the manifest says {entry['bytes']}"
-    return '' if checksum(path)==entry['sha256'] else "damaged: its checksum is not the one in manifest.json"
+    if entry is None:
+        return ''
+    if (n := path.stat().st_size) != entry['bytes']:
+        return f"not a complete checkpoint: {n} bytes, the manifest says {entry['bytes']}"
+    return (
+        ''
+        if checksum(path) == entry['sha256']
+        else "damaged: its checksum is not the one in manifest.json"
+    )
+
 
 @patch
-def newest(self:Checkpoints)->Path: # or None
+def newest(self: Checkpoints) -> Path:  # or None
     "The newest checkpoint that is complete and undamaged"
     for path in reversed(self.files()):
         wrong = self.wrong_with(path)
         if not wrong:
-            try: load_state(path); return path
-            except ValueError: wrong = 'not a complete checkpoint'
+            try:
+                load_state(path)
+                return path
+            except ValueError:
+                wrong = 'not a complete checkpoint'
         tqdm.write(f'skipped {path.name}: {wrong}')
 
 # %% ../../nbs/5_train/53_run.ipynb #3d37637c
-def flat_items(d:dict, # nested dict
-    path:str='', # where we are
-): # yields (dotted path, value)
+def flat_items(
+    d: dict,  # nested dict
+    path: str = '',  # where we are
+):  # yields (dotted path, value)
     "The leaves of a nested dict"
-    for k,v in d.items():
-        if isinstance(v,dict): yield from flat_items(v, f'{path}{k}.')
-        else: yield f'{path}{k}', v
+    for k, v in d.items():
+        if isinstance(v, dict):
+            yield from flat_items(v, f'{path}{k}.')
+        else:
+            yield f'{path}{k}', v
+
 
 class Run:
     "The folder of one training run"
-    def __init__(self, folder, # created if missing
-        config:dict=None, # what is run; must not differ from an earlier start in the same folder
-        keep:int=2, # newest checkpoints kept, beside the best
-    ):
-        self.folder,self.board = Path(folder),None; self.saved = Checkpoints(self.folder/'checkpoints', keep)
-        with main_process_first() as self.first:                     # of several processes only the first one writes
-            for d in ('checkpoints','samples'): (self.folder/d).mkdir(parents=True, exist_ok=True)
-            if config is not None: self.check_config(config)
 
-    def check_config(self, config:dict):
+    def __init__(
+        self,
+        folder,  # created if missing
+        config: dict = None,  # what is run; must not differ from an earlier start in the same folder
+        keep: int = 2,  # newest checkpoints kept, beside the best
+    ):
+        self.folder, self.board = Path(folder), None
+        self.saved = Checkpoints(self.folder / 'checkpoints', keep)
+        with main_process_first() as self.first:  # of several processes only the first one writes
+            for d in ('checkpoints', 'samples'):
+                (self.folder / d).mkdir(parents=True, exist_ok=True)
+            if config is not None:
+                self.check_config(config)
+
+    def check_config(self, config: dict):
         "Write config.json, or compare with the one of a run that got somewhere; ValueError names the fields that differ"
-        path, new = self.folder/'config.json', json.loads(json.dumps(config))
-        if not (path.exists() and ((self.folder/'metrics.jsonl').exists() or self.saved.files())): return write_text(path, json.dumps(new, indent=2)+'\n')
+        path = self.folder / 'config.json'
+        new = json.loads(json.dumps(config))
+        if not (path.exists() and ((self.folder / 'metrics.jsonl').exists() or self.saved.files())):
+            return write_text(path, json.dumps(new, indent=2) + '\n')
         old = dict(flat_items(json.loads(path.read_text())))
-        diff = [k for k,v in flat_items(new) if k in old and old[k]!=v]   # a field that did not exist then says nothing
-        if diff: raise ValueError(f"{self.folder} holds a run with other settings ({', '.join(diff[:5])}): repeat them to resume it, or choose another folder")
+        diff = [
+            k for k, v in flat_items(new) if k in old and old[k] != v
+        ]  # a field that did not exist then says nothing
+        if diff:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({', '.join(diff[:5])}): repeat them to resume it, or choose another folder"
+            )
 
 # %% ../../nbs/5_train/53_run.ipynb #f8ec4d31
 @patch
-def log(self:Run, step:int, # steps taken
-    **values, # numbers or lists of numbers
+def log(
+    self: Run,
+    step: int,  # steps taken
+    **values,  # numbers or lists of numbers
 ):
     "Append a line to metrics.jsonl, and to TensorBoard's file if there is one"
-    if not self.first: return
-    with open(self.folder/'metrics.jsonl','a') as f: f.write(json.dumps(dict(step=step,**values))+'\n')
+    if not self.first:
+        return
+    with open(self.folder / 'metrics.jsonl', 'a') as f:
+        f.write(json.dumps(dict(step=step, **values)) + '\n')
     if self.board:
-        for k,v in values.items():
-            for name,o in [(f'{k}/stage {i+1}',o) for i,o in enumerate(v)] if isinstance(v,list) else [(k,v)]: self.board.add_scalar(name, o, step)
+        for k, v in values.items():
+            for name, o in (
+                [(f'{k}/stage {i + 1}', o) for i, o in enumerate(v)]
+                if isinstance(v, list)
+                else [(k, v)]
+            ):
+                self.board.add_scalar(name, o, step)
+
 
 @patch
-def to_tensorboard(self:Run):
+def to_tensorboard(self: Run):
     "From now on log for TensorBoard too, with torch's writer; ImportError says what to install"
     require('tensorboard')
-    if self.first: self.board = importlib.import_module('torch.utils.tensorboard').SummaryWriter(self.folder/'tensorboard')
+    if self.first:
+        self.board = importlib.import_module('torch.utils.tensorboard').SummaryWriter(
+            self.folder / 'tensorboard'
+        )
+
 
 @patch
-def metrics(self:Run)->list: # a dict per line
+def metrics(self: Run) -> list:  # a dict per line
     "What has been logged"
-    path = self.folder/'metrics.jsonl'
-    return [json.loads(l) for l in path.read_text().splitlines() if l.endswith('}')] if path.exists() else []
+    path = self.folder / 'metrics.jsonl'
+    return (
+        [json.loads(l) for l in path.read_text().splitlines() if l.endswith('}')]
+        if path.exists()
+        else []
+    )
 
 # %% ../../nbs/5_train/53_run.ipynb #795872be
 @patch
-def checkpoints(self:Run)->list: # paths, oldest first
+def checkpoints(self: Run) -> list:  # paths, oldest first
     "The checkpoint files"
     return self.saved.files()
 
-@patch
-def score(self:Run, name:str # of a logged number; the loss if it was not logged
-)->float: # None if nothing was logged
-    "Mean of what was logged since the last checkpoint, or what was logged last"
-    log = self.metrics(); name = name if any(name in m for m in log) else 'loss'
-    values,since = [(m['step'],m[name]) for m in log if name in m], max((e['step'] for e in self.saved.manifest().values()), default=0)
-    new = [v for k,v in values if k>since] or [v for _,v in values[-1:]]
-    return sum(new)/len(new) if new else None
 
 @patch
-def save(self:Run, step:int, # steps taken
-    state, # nested state
-    score:str='loss', # logged number that says which checkpoint is the best
+def score(
+    self: Run,
+    name: str,  # of a logged number; the loss if it was not logged
+) -> float:  # None if nothing was logged
+    "Mean of what was logged since the last checkpoint, or what was logged last"
+    log = self.metrics()
+    name = name if any(name in m for m in log) else 'loss'
+    values = [(m['step'], m[name]) for m in log if name in m]
+    since = max((e['step'] for e in self.saved.manifest().values()), default=0)
+    new = [v for k, v in values if k > since] or [v for _, v in values[-1:]]
+    return sum(new) / len(new) if new else None
+
+
+@patch
+def save(
+    self: Run,
+    step: int,  # steps taken
+    state,  # nested state
+    score: str = 'loss',  # logged number that says which checkpoint is the best
 ):
     "Write a checkpoint; the last ones and the best stay"
-    if self.first: self.saved.save(step, state, self.score(score))
+    if self.first:
+        self.saved.save(step, state, self.score(score))
+
 
 @patch
-def latest(self:Run): # state or None
+def latest(self: Run):  # state or None
     "The newest valid checkpoint; the log is cut back to it"
-    name = from_first(lambda: getattr(self.saved.newest(),'name',None))
-    state = load_state(self.saved.folder/name) if name else None
-    if self.first: self.cut_log(state['step'] if state else -1)
+    name = from_first(lambda: getattr(self.saved.newest(), 'name', None))
+    state = load_state(self.saved.folder / name) if name else None
+    if self.first:
+        self.cut_log(state['step'] if state else -1)
     return state
 
 # %% ../../nbs/5_train/53_run.ipynb #63dcd980
 @patch
-def cut_log(self:Run, step:int # last one kept
+def cut_log(
+    self: Run,
+    step: int,  # last one kept
 ):
     "Drop what was logged after a step, or the file if nothing is left"
-    kept,path = [m for m in self.metrics() if m['step']<=step], self.folder/'metrics.jsonl'
-    if kept: write_text(path, ''.join(json.dumps(m)+'\n' for m in kept))
-    else: path.unlink(missing_ok=True)
+    kept = [m for m in self.metrics() if m['step'] <= step]
+    path = self.folder / 'metrics.jsonl'
+    if kept:
+        write_text(path, ''.join(json.dumps(m) + '\n' for m in kept))
+    else:
+        path.unlink(missing_ok=True)
 
 # %% ../../nbs/5_train/53_run.ipynb #68b40e51
 @patch
-def note_start(self:Run, step:int, # steps already taken
-    **more, # what else is worth knowing, as the peak of this machine
+def note_start(
+    self: Run,
+    step: int,  # steps already taken
+    **more,  # what else is worth knowing, as the peak of this machine
 ):
     "Append to starts.jsonl: date, command, machine, processes"
-    if not self.first: return
-    (self.folder/'failure.json').unlink(missing_ok=True)
+    if not self.first:
+        return
+    (self.folder / 'failure.json').unlink(missing_ok=True)
     command = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    with open(self.folder/'starts.jsonl','a') as f: f.write(json.dumps(dict(step=step, date=_now(), command=command, processes=world()[1], **machine(), **more))+'\n')
+    with open(self.folder / 'starts.jsonl', 'a') as f:
+        f.write(
+            json.dumps(
+                dict(
+                    step=step,
+                    date=_now(),
+                    command=command,
+                    processes=world()[1],
+                    **machine(),
+                    **more,
+                )
+            )
+            + '\n'
+        )
 
-def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
+def _now():
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 # %% ../../nbs/5_train/53_run.ipynb #0180b87a
 @patch
 @contextmanager
-def noting_failure(self:Run):
+def noting_failure(self: Run):
     "Leave an error in failure.json on its way out"
-    try: yield
+    try:
+        yield
     except Exception as e:
-        with suppress(OSError), open(self.folder/'failure.json','x') as f: json.dump(dict(error=f'{type(e).__name__}: {e}', process=world()[0], date=_now()), f)
+        with suppress(OSError), open(self.folder / 'failure.json', 'x') as f:
+            json.dump(dict(error=f'{type(e).__name__}: {e}', process=world()[0], date=_now()), f)
         raise

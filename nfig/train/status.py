@@ -7,141 +7,253 @@ __all__ = ['checks', 'RunStatus', 'facts', 'gflop_per_image', 'share_of_peak', '
            'collapsed', 'above', 'spoken', 'status', 'status_figure', 'status_command']
 
 # %% ../../nbs/5_train/57_status.ipynb #2124a059
-import json,math,time,torch
+import json
+import math
+import time
+import torch
 from dataclasses import dataclass
 from fastcore.script import call_parse
 from itertools import pairwise
 from matplotlib.figure import Figure
 from pathlib import Path
-from statistics import mean,median
+from statistics import mean, median
 from torch.utils.flop_counter import FlopCounterMode
-from ..core.config import TokenizerConfig,TransformerConfig,from_dict
+from ..core.config import TokenizerConfig, TransformerConfig, from_dict
 from ..core.io import assets
-from ..tokenizer.autoencoder import build_decoder,build_encoder
+from ..tokenizer.autoencoder import build_decoder, build_encoder
 from ..transformer.model import NFIGTransformer
 
 # %% ../../nbs/5_train/57_status.ipynb #4b16256c
 @dataclass
 class RunStatus:
     "What a run folder says"
-    config:dict # as it was started
-    log:list # lines with a loss
-    start:dict # the latest start
-    saved:int # step of the newest checkpoint; 0 for none
-    failure:dict # error, process, date; empty if it has not failed
-    age:float # seconds since something was logged, or since the start
-    def total(self)->int: return self.start.get('total') or self.config['train']['steps'] # steps of the run
-    def step(self)->int: return self.log[-1]['step'] if self.log else 0 # the last one logged
 
-def _json(path, default=None): return json.loads(path.read_text()) if path.exists() else default
+    config: dict  # as it was started
+    log: list  # lines with a loss
+    start: dict  # the latest start
+    saved: int  # step of the newest checkpoint; 0 for none
+    failure: dict  # error, process, date; empty if it has not failed
+    age: float  # seconds since something was logged, or since the start
 
-def facts(folder # run folder, or `history` of a bundled checkpoint with the name before the dash, as `cifar10/history/tokenizer`
-)->RunStatus:
+    def total(self) -> int:
+        return self.start.get('total') or self.config['train']['steps']  # steps of the run
+
+    def step(self) -> int:
+        return self.log[-1]['step'] if self.log else 0  # the last one logged
+
+
+def _json(path, default=None):
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def facts(
+    folder,  # run folder, or `history` of a bundled checkpoint with the name before the dash, as `cifar10/history/tokenizer`
+) -> RunStatus:
     "Read a run folder; FileNotFoundError if it is none"
-    folder = Path(folder); inside = folder.is_dir(); name = lambda n: folder/n if inside else folder.with_name(f'{folder.name}-{n}')
-    if not name('config.json').exists(): raise FileNotFoundError(f"{folder} is not a run folder: there is no config.json in it. Give what --out was in the training command")
-    lines = lambda n: [json.loads(l) for l in name(n).read_text().splitlines() if l.endswith('}')] if name(n).exists() else []
-    latest = max((name(n).stat().st_mtime for n in ('metrics.jsonl','starts.jsonl') if name(n).exists()), default=time.time())
-    saved = max((e['step'] for e in (_json(folder/'checkpoints'/'manifest.json') or {}).values()), default=0)
-    return RunStatus(_json(name('config.json')), [m for m in lines('metrics.jsonl') if 'loss' in m], (lines('starts.jsonl') or [{}])[-1], saved, _json(folder/'failure.json', {}), time.time()-latest)
+    folder = Path(folder)
+    inside = folder.is_dir()
+    name = lambda n: folder / n if inside else folder.with_name(f'{folder.name}-{n}')
+    if not name('config.json').exists():
+        raise FileNotFoundError(
+            f"{folder} is not a run folder: there is no config.json in it. Give what --out was in the training command"
+        )
+    lines = lambda n: (
+        [json.loads(l) for l in name(n).read_text().splitlines() if l.endswith('}')]
+        if name(n).exists()
+        else []
+    )
+    latest = max(
+        (name(n).stat().st_mtime for n in ('metrics.jsonl', 'starts.jsonl') if name(n).exists()),
+        default=time.time(),
+    )
+    saved = max(
+        (e['step'] for e in (_json(folder / 'checkpoints' / 'manifest.json') or {}).values()),
+        default=0,
+    )
+    return RunStatus(
+        _json(name('config.json')),
+        [m for m in lines('metrics.jsonl') if 'loss' in m],
+        (lines('starts.jsonl') or [{}])[-1],
+        saved,
+        _json(folder / 'failure.json', {}),
+        time.time() - latest,
+    )
 
 # %% ../../nbs/5_train/57_status.ipynb #d8481426
-def gflop_per_image(config:dict # of a run
-)->float: # GFLOP, forward and backward
+def gflop_per_image(
+    config: dict,  # of a run
+) -> float:  # GFLOP, forward and backward
     "Operations of a training step for one image, counted on shapes alone"
     with torch.device('meta'), FlopCounterMode(display=False) as counter:
-        if config['kind']=='transformer':
+        if config['kind'] == 'transformer':
             c = from_dict(TransformerConfig, config['transformer'])
-            NFIGTransformer(c)(torch.zeros(1,dtype=torch.long), torch.zeros(1, sum(s*s for s in c.scales)-c.scales[0]**2, c.latent_dim))
+            NFIGTransformer(c)(
+                torch.zeros(1, dtype=torch.long),
+                torch.zeros(1, sum(s * s for s in c.scales) - c.scales[0] ** 2, c.latent_dim),
+            )
         else:
             c = from_dict(TokenizerConfig, config['tokenizer'])
-            build_encoder(c, False)(torch.zeros(1,3,c.image_size,c.image_size)); build_decoder(c)(torch.zeros(1,c.latent_dim,c.side,c.side))
-    return 3*counter.get_total_flops()/1e9
+            build_encoder(c, False)(torch.zeros(1, 3, c.image_size, c.image_size))
+            build_decoder(c)(torch.zeros(1, c.latent_dim, c.side, c.side))
+    return 3 * counter.get_total_flops() / 1e9
 
-def share_of_peak(f:RunStatus)->float: # None if no peak was measured
+
+def share_of_peak(f: RunStatus) -> float:  # None if no peak was measured
     "The latest speed as a share of what the machine's processes could multiply"
-    if not f.log or not f.start.get('peak_gflops'): return None
-    return f.log[-1]['images_per_second']*gflop_per_image(f.config)/(f.start['peak_gflops']*f.start['processes'])
+    if not f.log or not f.start.get('peak_gflops'):
+        return None
+    return (
+        f.log[-1]['images_per_second']
+        * gflop_per_image(f.config)
+        / (f.start['peak_gflops'] * f.start['processes'])
+    )
 
 # %% ../../nbs/5_train/57_status.ipynb #84189dff
-def reference(config:dict # of a run
-)->RunStatus: # or None
+def reference(
+    config: dict,  # of a run
+) -> RunStatus:  # or None
     "The bundled run with the same kind, preset and data"
-    same = lambda c: all(c.get(k)==config.get(k) for k in ('kind','preset','data'))
-    found = (facts(p.with_name(config['kind'])) for p in sorted(assets.glob(f"*/history/{config['kind']}-config.json")) if same(json.loads(p.read_text())))
+    same = lambda c: all(c.get(k) == config.get(k) for k in ('kind', 'preset', 'data'))
+    found = (
+        facts(p.with_name(config['kind']))
+        for p in sorted(assets.glob(f"*/history/{config['kind']}-config.json"))
+        if same(json.loads(p.read_text()))
+    )
     return next(found, None)
 
-def at(log, # lines of a log
-    step:float, # steps taken
-)->float: # None before the first line
+
+def at(
+    log,  # lines of a log
+    step: float,  # steps taken
+) -> float:  # None before the first line
     "The loss at a step, on a straight line between the lines of the log"
-    if not log or step<log[0]['step']: return None
-    for a,b in pairwise(log):
-        if a['step']<=step<=b['step']: return a['loss']+(b['loss']-a['loss'])*(step-a['step'])/(b['step']-a['step'])
+    if not log or step < log[0]['step']:
+        return None
+    for a, b in pairwise(log):
+        if a['step'] <= step <= b['step']:
+            return a['loss'] + (b['loss'] - a['loss']) * (step - a['step']) / (
+                b['step'] - a['step']
+            )
     return log[-1]['loss']
 
 # %% ../../nbs/5_train/57_status.ipynb #396dfa8b
-def interval(f:RunStatus)->float: # seconds
+def interval(f: RunStatus) -> float:  # seconds
     "The usual time between two lines of the log"
-    gaps = [b['seconds']-a['seconds'] for a,b in pairwise(f.log)]
-    return median(gaps) if gaps else (f.log[0]['seconds'] if f.log else 600.)
+    gaps = [b['seconds'] - a['seconds'] for a, b in pairwise(f.log)]
+    return median(gaps) if gaps else (f.log[0]['seconds'] if f.log else 600.0)
 
-def stalled(f:RunStatus)->str:
+
+def stalled(f: RunStatus) -> str:
     "Nothing is logged any more"
-    if f.step()<f.total() and not f.failure and f.age>max(60,5*interval(f)): return f'stalled: nothing logged for {spoken(f.age)}, a line is due every {spoken(interval(f))}'
+    if f.step() < f.total() and not f.failure and f.age > max(60, 5 * interval(f)):
+        return f'stalled: nothing logged for {spoken(f.age)}, a line is due every {spoken(interval(f))}'
 
-def failed(f:RunStatus)->str:
+
+def failed(f: RunStatus) -> str:
     "It ended with an error"
-    if f.failure: return f"failed at {f.failure['date']}, process {f.failure['process']}: {f.failure['error']}"
-    if f.log and not math.isfinite(f.log[-1]['loss']): return 'the loss is not finite'
+    if f.failure:
+        return (
+            f"failed at {f.failure['date']}, process {f.failure['process']}: {f.failure['error']}"
+        )
+    if f.log and not math.isfinite(f.log[-1]['loss']):
+        return 'the loss is not finite'
 
-def collapsed(f:RunStatus)->str:
+
+def collapsed(f: RunStatus) -> str:
     "All stages together use few codes"
-    if f.log and 'perplexity' in f.log[-1] and (used := max(f.log[-1]['perplexity']))<(k := f.config['tokenizer']['codebook_size'])/20:
+    if (
+        f.log
+        and 'perplexity' in f.log[-1]
+        and (used := max(f.log[-1]['perplexity']))
+        < (k := f.config['tokenizer']['codebook_size']) / 20
+    ):
         return f'codebook collapse: no stage uses more than {used:.0f} of {k} codes'
 
-def above(f:RunStatus)->str:
+
+def above(f: RunStatus) -> str:
     "The loss is higher than in the reference"
-    r,last = reference(f.config),f.log[-5:]
-    if r and len(last)==5 and last[0]['step']>=r.log[0]['step']:
-        ours,theirs = mean(m['loss'] for m in last), mean(at(r.log,m['step']) for m in last)
-        if ours>1.1*theirs: return f'loss {ours:.3f} above the reference, {theirs:.3f} at these steps'
+    r, last = reference(f.config), f.log[-5:]
+    if r and len(last) == 5 and last[0]['step'] >= r.log[0]['step']:
+        ours = mean(m['loss'] for m in last)
+        theirs = mean(at(r.log, m['step']) for m in last)
+        if ours > 1.1 * theirs:
+            return f'loss {ours:.3f} above the reference, {theirs:.3f} at these steps'
+
 
 checks = (failed, stalled, collapsed, above)
 
-def spoken(seconds:float)->str: # as 2 h 05 min
+
+def spoken(seconds: float) -> str:  # as 2 h 05 min
     "A time as a person would say it"
-    s = round(seconds); return f'{s} s' if s<90 else f'{round(s/60)} min' if s<5400 else f'{s//3600} h {s%3600//60:02d} min'
+    s = round(seconds)
+    return (
+        f'{s} s'
+        if s < 90
+        else f'{round(s / 60)} min'
+        if s < 5400
+        else f'{s // 3600} h {s % 3600 // 60:02d} min'
+    )
 
 # %% ../../nbs/5_train/57_status.ipynb #3ef9d141
-def status(folder # run folder
-)->str: # one line
+def status(
+    folder,  # run folder
+) -> str:  # one line
     "Where a run stands: step, loss, speed, share of the peak, time left, last checkpoint, warnings"
-    f = facts(folder); done,total = f.step(),f.total(); said = [f'{folder}: step {done} of {total} ({done/total:.0%})']
+    f = facts(folder)
+    done, total = f.step(), f.total()
+    said = [f'{folder}: step {done} of {total} ({done / total:.0%})']
     if f.log:
-        m = f.log[-1]; share = share_of_peak(f); speed = m['images_per_second']; batch = f.start.get('batch_size') or f.config['train']['batch_size']
-        said += [f"loss {m['loss']:.4f}", f'{speed:.3g} images/s'+(f' ({share:.0%} of peak)' if share else '')]
-        said += [f'{spoken((total-done)*batch/speed)} left' if done<total else 'finished']
+        m = f.log[-1]
+        share = share_of_peak(f)
+        speed = m['images_per_second']
+        batch = f.start.get('batch_size') or f.config['train']['batch_size']
+        said += [
+            f"loss {m['loss']:.4f}",
+            f'{speed:.3g} images/s' + (f' ({share:.0%} of peak)' if share else ''),
+        ]
+        said += [f'{spoken((total - done) * batch / speed)} left' if done < total else 'finished']
     said += [f'last checkpoint at step {f.saved}' if f.saved else 'no checkpoint yet']
     wrong = [w for w in (c(f) for c in checks) if w]
-    return ', '.join(said)+(''.join(f'; WARNING {w}' for w in wrong) or '; no warnings')
+    return ', '.join(said) + (''.join(f'; WARNING {w}' for w in wrong) or '; no warnings')
 
 # %% ../../nbs/5_train/57_status.ipynb #fc7538b6
-def status_figure(folder # run folder
-): # matplotlib figure
+def status_figure(
+    folder,  # run folder
+):  # matplotlib figure
     "The loss beside the reference's"
-    f = facts(folder); r = reference(f.config); fig = Figure(figsize=(5.2,2.8), layout='constrained'); ax = fig.subplots()
-    if r: ax.plot([m['step'] for m in r.log], [m['loss'] for m in r.log], color='lightgray', lw=4, label=f"reference: {r.config['preset']}, {r.config['data']}")
-    ax.plot([m['step'] for m in f.log], [m['loss'] for m in f.log], color='tab:blue', label=str(folder))
-    ax.set(xlabel='step', ylabel='loss', title='' if r else 'no run of this preset on these data is bundled'); ax.legend(fontsize=8)
+    f = facts(folder)
+    r = reference(f.config)
+    fig = Figure(figsize=(5.2, 2.8), layout='constrained')
+    ax = fig.subplots()
+    if r:
+        ax.plot(
+            [m['step'] for m in r.log],
+            [m['loss'] for m in r.log],
+            color='lightgray',
+            lw=4,
+            label=f"reference: {r.config['preset']}, {r.config['data']}",
+        )
+    ax.plot(
+        [m['step'] for m in f.log], [m['loss'] for m in f.log], color='tab:blue', label=str(folder)
+    )
+    ax.set(
+        xlabel='step',
+        ylabel='loss',
+        title='' if r else 'no run of this preset on these data is bundled',
+    )
+    ax.legend(fontsize=8)
     return fig
+
 
 @call_parse
 def status_command(
-    run:str, # run folder
-    figure:str='', # file for a figure of the loss beside the reference's
+    run: str,  # run folder
+    figure: str = '',  # file for a figure of the loss beside the reference's
 ):
     "Say in a line where a run stands, and what is wrong with it"
-    try: print(status(run))
-    except FileNotFoundError as e: raise SystemExit(f'error: {e}') from None
-    if figure: status_figure(run).savefig(figure, dpi=150)
+    try:
+        print(status(run))
+    except FileNotFoundError as e:
+        raise SystemExit(f'error: {e}') from None
+    if figure:
+        status_figure(run).savefig(figure, dpi=150)

@@ -6,313 +6,519 @@
 __all__ = ['Critic', 'pretrained', 'StageDropout', 'TokenizerTask', 'psnr', 'spectrum_image', 'train_tokenizer']
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #362b82b5
-import math,torch
+import math
+import torch
 from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
-from torch import Tensor,nn
-from ..core.config import Experiment,TrainConfig,did_you_mean,to_dict
-from ..core.device import autocast,pick_device
-from ..core.distributed import gradient_sync,all_gather,init_distributed,mean_values,replicated,broadcast_module,shard,sum_over,world
-from ..core.pixels import save_grid,to_float
-from ..bands.frequency import energy_edges,low_masks,power_spectrum
+from torch import Tensor, nn
+from ..core.config import Experiment, TrainConfig, did_you_mean, to_dict
+from ..core.device import autocast, pick_device
+from nfig.core.distributed import (
+    gradient_sync,
+    all_gather,
+    init_distributed,
+    mean_values,
+    replicated,
+    broadcast_module,
+    shard,
+    sum_over,
+    world,
+)
+from ..core.pixels import save_grid, to_float
+from ..bands.frequency import energy_edges, low_masks, power_spectrum
 from ..tokenizer.codebook import codebook_stats
-from ..tokenizer.quantizer import BandTarget,refresh_codebook
-from ..tokenizer.frvae import FRVAE,build_tokenizer
+from ..tokenizer.quantizer import BandTarget, refresh_codebook
+from ..tokenizer.frvae import FRVAE, build_tokenizer
 from ..tokenizer.features import build_perceptual
-from ..data.images import ImageData,random_crop,random_flip
+from ..data.images import ImageData, random_crop, random_flip
 from ..data.sources import loader
-from .losses import LeCam,gan_losses,length_ratio
-from .discriminator import build_discriminator,diff_augment
+from .losses import LeCam, gan_losses, length_ratio
+from .discriminator import build_discriminator, diff_augment
 from .run import Run
-from .loop import EMA,adamw,check_finite,fit,lr_at,own_seed
+from .loop import EMA, adamw, check_finite, fit, lr_at, own_seed
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #b4d5bae5
 class Critic(nn.Module):
     "The adversarial part of Eq. 10: a discriminator, its optimiser, and when it starts; ValueError on an unknown loss"
-    def __init__(self, cfg:TrainConfig, # gan, gan_start, gan_loss, lecam, discriminator, dino, critic_lr, critic_decay
-        total:int, # steps of the run
-        image_size:int, # side of the images
-        device:torch.device, # where it runs
+
+    def __init__(
+        self,
+        cfg: TrainConfig,  # gan, gan_start, gan_loss, lecam, discriminator, dino, critic_lr, critic_decay
+        total: int,  # steps of the run
+        image_size: int,  # side of the images
+        device: torch.device,  # where it runs
     ):
         super().__init__()
-        if cfg.gan_loss not in gan_losses: raise ValueError(did_you_mean(cfg.gan_loss, gan_losses, 'GAN loss'))
-        self.cfg,self.start,(self.d_loss,self.g_loss) = cfg,int(cfg.gan_start*total),gan_losses[cfg.gan_loss]
-        args = dict(weights=pretrained(cfg.dino)) if cfg.discriminator=='dino' else {}
-        self.model,self.lecam = build_discriminator(cfg.discriminator, image_size=image_size, **args), LeCam()
-        self.to(device); object.__setattr__(self, 'ddp_model', replicated(self.model))     # no submodule: its weights are the model's
+        if cfg.gan_loss not in gan_losses:
+            raise ValueError(did_you_mean(cfg.gan_loss, gan_losses, 'GAN loss'))
+        self.cfg, self.start, (self.d_loss, self.g_loss) = (
+            cfg,
+            int(cfg.gan_start * total),
+            gan_losses[cfg.gan_loss],
+        )
+        args = dict(weights=pretrained(cfg.dino)) if cfg.discriminator == 'dino' else {}
+        self.model = build_discriminator(cfg.discriminator, image_size=image_size, **args)
+        self.lecam = LeCam()
+        self.to(device)
+        object.__setattr__(
+            self, 'ddp_model', replicated(self.model)
+        )  # no submodule: its weights are the model's
         own = dict(lr=cfg.critic_lr, weight_decay=cfg.critic_decay)
-        self.opt = adamw(self.model, replace(cfg, **{k:v for k,v in own.items() if v is not None}))
+        self.opt = adamw(
+            self.model, replace(cfg, **{k: v for k, v in own.items() if v is not None})
+        )
 
-def pretrained(weights:str, # 'random', a file or folder, or '' for timm's own
-): # what timm-based builders take: False, a path, or True
+
+def pretrained(
+    weights: str,  # 'random', a file or folder, or '' for timm's own
+):  # what timm-based builders take: False, a path, or True
     "The setting as `autoencoder.load_vit` wants it"
-    return False if weights=='random' else weights or True
+    return False if weights == 'random' else weights or True
+
 
 @patch
-def generator_loss(self:Critic, y:Tensor, # (B,3,H,H) reconstruction that requires a gradient
-    seen=slice(None), # index of the pictures that the critic looks at
-)->tuple: # (scalar loss, its gradient (B,3,H,H) at `y`)
+def generator_loss(
+    self: Critic,
+    y: Tensor,  # (B,3,H,H) reconstruction that requires a gradient
+    seen=slice(None),  # index of the pictures that the critic looks at
+) -> tuple:  # (scalar loss, its gradient (B,3,H,H) at `y`)
     "What the tokenizer has to answer for; no gradient goes to the critic's own weights"
-    with autocast(y.device, self.cfg.amp): logits = self.model(diff_augment(y[seen]))
+    with autocast(y.device, self.cfg.amp):
+        logits = self.model(diff_augment(y[seen]))
     loss = self.g_loss(logits.float())
     return loss.detach(), torch.autograd.grad(loss, y)[0]
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #d264a2d2
 @patch
-def discriminator_step(self:Critic, x:Tensor, # (B,3,H,H) images
-    x_hat:Tensor, # (B,3,H,H) their reconstructions
-    lr:float, # the tokenizer's learning rate now, as a share of its peak
-)->dict: # scalars
+def discriminator_step(
+    self: Critic,
+    x: Tensor,  # (B,3,H,H) images
+    x_hat: Tensor,  # (B,3,H,H) their reconstructions
+    lr: float,  # the tokenizer's learning rate now, as a share of its peak
+) -> dict:  # scalars
     "One step of the discriminator"
     self.model.train()
-    for g in self.opt.param_groups: g['lr'] = lr*(self.cfg.critic_lr or self.cfg.lr)
-    with autocast(x.device, self.cfg.amp): real,fake = (self.ddp_model(diff_augment(o)).float() for o in (x,x_hat.detach()))
-    loss = self.d_loss(real, fake) + (self.cfg.lecam*self.lecam(real, fake) if self.cfg.lecam else 0.)
-    self.opt.zero_grad(); loss.backward()
+    for g in self.opt.param_groups:
+        g['lr'] = lr * (self.cfg.critic_lr or self.cfg.lr)
+    with autocast(x.device, self.cfg.amp):
+        real, fake = (self.ddp_model(diff_augment(o)).float() for o in (x, x_hat.detach()))
+    loss = self.d_loss(real, fake) + (
+        self.cfg.lecam * self.lecam(real, fake) if self.cfg.lecam else 0.0
+    )
+    self.opt.zero_grad()
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
-    check_finite(dict(critic=loss, critic_grad_norm=norm)); self.opt.step()
-    return dict(critic=loss.detach(), critic_grad_norm=norm, logit_real=real.detach().mean(), logit_fake=fake.detach().mean())
+    check_finite(dict(critic=loss, critic_grad_norm=norm))
+    self.opt.step()
+    return dict(
+        critic=loss.detach(),
+        critic_grad_norm=norm,
+        logit_real=real.detach().mean(),
+        logit_fake=fake.detach().mean(),
+    )
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #15a23fec
 class StageDropout:
     "Which stage each image of a batch is decoded from, and how much its error counts; ValueError on settings that leave no prefix"
-    def __init__(self, cfg:TrainConfig, # stage_dropout, stage_dropout_end, stage_dropout_from, stage_balance, batch_size, seed
-        stages:int, # of the tokenizer
-        total:int, # steps of the run
-        device:torch.device, # where the errors are
+
+    def __init__(
+        self,
+        cfg: TrainConfig,  # stage_dropout, stage_dropout_end, stage_dropout_from, stage_balance, batch_size, seed
+        stages: int,  # of the tokenizer
+        total: int,  # steps of the run
+        device: torch.device,  # where the errors are
     ):
-        if not 1<=cfg.stage_dropout_from<stages:
-            raise ValueError(f"stage_dropout_from={cfg.stage_dropout_from} given, but a prefix of {stages} stages has 1 to {stages-1} of them")
-        self.cfg,self.stages,self.total = cfg,stages,total
-        self.errors = torch.full((stages,), math.nan, device=device)   # running mean of the pixel error after each stage
+        if not 1 <= cfg.stage_dropout_from < stages:
+            raise ValueError(
+                f"stage_dropout_from={cfg.stage_dropout_from} given, but a prefix of {stages} stages has 1 to {stages - 1} of them"
+            )
+        self.cfg = cfg
+        self.stages = stages
+        self.total = total
+        self.errors = torch.full(
+            (stages,), math.nan, device=device
+        )  # running mean of the pixel error after each stage
 
-    def probability(self, step:int # step, from 0
-    )->float: # share of the images that stop early
+    def probability(
+        self,
+        step: int,  # step, from 0
+    ) -> float:  # share of the images that stop early
         "A straight line from `stage_dropout` to `stage_dropout_end`"
-        first,last = self.cfg.stage_dropout,self.cfg.stage_dropout_end
-        return first if last is None else first+(last-first)*step/max(1,self.total-1)
+        first = self.cfg.stage_dropout
+        last = self.cfg.stage_dropout_end
+        return first if last is None else first + (last - first) * step / max(1, self.total - 1)
 
-    def draw(self, step:int # step, from 0
-    )->Tensor: # (B,) int64, on the processor: the stage after which each image of this process's share is decoded
+    def draw(
+        self,
+        step: int,  # step, from 0
+    ) -> Tensor:  # (B,) int64, on the processor: the stage after which each image of this process's share is decoded
         "A function of (seed, step), drawn for the whole batch"
-        g = torch.Generator().manual_seed((self.cfg.seed*1_000_003+step)%2**62+2**62)
-        n,last = self.cfg.batch_size,self.stages-1
-        early = torch.rand(n, generator=g)<self.probability(step)
-        stage = torch.randint(self.cfg.stage_dropout_from-1, last, (n,), generator=g)
+        g = torch.Generator().manual_seed((self.cfg.seed * 1_000_003 + step) % 2**62 + 2**62)
+        n, last = self.cfg.batch_size, self.stages - 1
+        early = torch.rand(n, generator=g) < self.probability(step)
+        stage = torch.randint(self.cfg.stage_dropout_from - 1, last, (n,), generator=g)
         return shard(torch.where(early, stage, last))
 
-    def weights(self, stop:Tensor, # (B,) stages
-    )->Tensor: # (B,) how much each image's error counts
+    def weights(
+        self,
+        stop: Tensor,  # (B,) stages
+    ) -> Tensor:  # (B,) how much each image's error counts
         "1, or the finished picture's usual error over that of the stage; 1 for a stage not seen yet"
-        ratio = self.errors[-1]/self.errors if self.cfg.stage_balance else torch.ones_like(self.errors)
-        return ratio.nan_to_num(1.)[stop]
+        ratio = (
+            self.errors[-1] / self.errors
+            if self.cfg.stage_balance
+            else torch.ones_like(self.errors)
+        )
+        return ratio.nan_to_num(1.0)[stop]
 
     @torch.no_grad()
-    def update(self, stop:Tensor, # (B,) stages
-        errors:Tensor, # (B,) mean squared pixel error of each image
-        memory:float=.98, # share of the running mean that is kept
+    def update(
+        self,
+        stop: Tensor,  # (B,) stages
+        errors: Tensor,  # (B,) mean squared pixel error of each image
+        memory: float = 0.98,  # share of the running mean that is kept
     ):
         "Let the running means follow a batch, of all processes"
         sums = torch.zeros(2, self.stages, device=errors.device, dtype=torch.float64)
-        sums.index_add_(1, stop, torch.stack([errors.double(), torch.ones_like(errors, dtype=torch.float64)]))
-        total,count = sum_over(sums)
-        new = (total/count).float()                                    # NaN where no image stopped
-        moved = torch.where(self.errors.isnan(), new, self.errors*memory+new*(1-memory))
+        sums.index_add_(
+            1, stop, torch.stack([errors.double(), torch.ones_like(errors, dtype=torch.float64)])
+        )
+        total, count = sum_over(sums)
+        new = (total / count).float()  # NaN where no image stopped
+        moved = torch.where(self.errors.isnan(), new, self.errors * memory + new * (1 - memory))
         self.errors = torch.where(new.isnan(), self.errors, moved)
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #b5e95a8c
 class TokenizerTask:
     "What `training.fit` needs to train an FR-VAE"
-    refresh_every = 10   # steps between looks for dead codes
-    fitting = .3         # share of the steps in which the "energy" division follows the latents
-    def __init__(self, model:FRVAE, # untrained or not
-        data:ImageData, # training images
-        cfg:TrainConfig, # optimisation
-        device:torch.device, # where it runs
-        workers:int=0, # processes that decode images
+
+    refresh_every = 10  # steps between looks for dead codes
+    fitting = 0.3  # share of the steps in which the "energy" division follows the latents
+
+    def __init__(
+        self,
+        model: FRVAE,  # untrained or not
+        data: ImageData,  # training images
+        cfg: TrainConfig,  # optimisation
+        device: torch.device,  # where it runs
+        workers: int = 0,  # processes that decode images
     ):
-        self.device,self.cfg,self.data,self.workers,self.total = device,cfg,data,workers,cfg.total_steps(len(data))
-        shares = world()[1]*cfg.accumulate
-        if cfg.batch_size%shares: raise ValueError(f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size")
-        self.fit_edges = model.config.target=='band' and model.config.division=='energy' and not model.config.edges
+        self.device = device
+        self.cfg = cfg
+        self.data = data
+        self.workers = workers
+        self.total = cfg.total_steps(len(data))
+        shares = world()[1] * cfg.accumulate
+        if cfg.batch_size % shares:
+            raise ValueError(
+                f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size"
+            )
+        self.fit_edges = (
+            model.config.target == 'band'
+            and model.config.division == 'energy'
+            and not model.config.edges
+        )
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.opt,self.ema,self.batches = adamw(self.model,cfg), EMA(self.model,cfg.ema), None
-        self.perceptual = build_perceptual(cfg.features, cfg.vgg or None).to(device) if cfg.perceptual else None
+        self.opt, self.ema, self.batches = adamw(self.model, cfg), EMA(self.model, cfg.ema), None
+        self.perceptual = (
+            build_perceptual(cfg.features, cfg.vgg or None).to(device) if cfg.perceptual else None
+        )
         self.critic = Critic(cfg, self.total, model.config.image_size, device) if cfg.gan else None
         self.net = replicated(self.model)
-        self.prefixes = StageDropout(cfg, len(model.config.scales), self.total, device) if cfg.stage_dropout else None
-        for m in (self.ema.model,*filter(None,[self.critic])): broadcast_module(m)
-        if cfg.compile: self.model.encoder.compile(); self.model.decoder.compile()   # in place: names of weights stay
+        self.prefixes = (
+            StageDropout(cfg, len(model.config.scales), self.total, device)
+            if cfg.stage_dropout
+            else None
+        )
+        for m in (self.ema.model, *filter(None, [self.critic])):
+            broadcast_module(m)
+        if cfg.compile:
+            self.model.encoder.compile()
+            self.model.decoder.compile()  # in place: names of weights stay
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #f638b5ca
 @patch
-def batch(self:TokenizerTask, k:int # step
-)->Tensor: # (B,3,H,H) in [-1,1]
+def batch(
+    self: TokenizerTask,
+    k: int,  # step
+) -> Tensor:  # (B,3,H,H) in [-1,1]
     "The images of step k, or this process's share of them, cropped and mirrored at random"
-    if self.batches is None: self.batches = iter(loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers))
+    if self.batches is None:
+        self.batches = iter(loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers))
     x = random_crop(to_float(next(self.batches)[0].to(self.device)), self.cfg.crop)
     return (random_flip(x) if self.cfg.flip else x).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #821990bd
-def psnr(x_hat:Tensor, # (B,3,H,W) in [-1,1]
-    x:Tensor, # the same shape
-)->Tensor: # dB
+def psnr(
+    x_hat: Tensor,  # (B,3,H,W) in [-1,1]
+    x: Tensor,  # the same shape
+) -> Tensor:  # dB
     "Peak signal-to-noise ratio over the batch"
-    return 10*torch.log10(4/(x_hat.detach().clamp(-1,1)-x).pow(2).mean().clamp(min=1e-12))
+    return 10 * torch.log10(4 / (x_hat.detach().clamp(-1, 1) - x).pow(2).mean().clamp(min=1e-12))
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #83d563a4
 @patch
-def losses(self:TokenizerTask, x:Tensor, # (B,3,H,H) images
-    gan:bool, # has the critic started?
-    stop:Tensor=None, # (B,) on the processor: the stage each image is decoded from; all from the last if not given
-)->tuple: # (terms: name -> weighted scalar, x_hat, gradient of all but the quantiser's term at x_hat, Quantized)
+def losses(
+    self: TokenizerTask,
+    x: Tensor,  # (B,3,H,H) images
+    gan: bool,  # has the critic started?
+    stop: Tensor = None,  # (B,) on the processor: the stage each image is decoded from; all from the last if not given
+) -> tuple:  # (terms: name -> weighted scalar, x_hat, gradient of all but the quantiser's term at x_hat, Quantized)
     "The terms of Eq. 10; what judges the picture goes backward to the picture, once"
     on_device = None if stop is None else stop.to(self.device)
-    with autocast(self.device, self.cfg.amp): x_hat,z = self.net(x) if stop is None else self.net(x, on_device)
-    y = x_hat.detach().requires_grad_().view_as(x_hat)         # a view, for counters of operations stumble over gradients of leaves
+    with autocast(self.device, self.cfg.amp):
+        x_hat, z = self.net(x) if stop is None else self.net(x, on_device)
+    y = (
+        x_hat.detach().requires_grad_().view_as(x_hat)
+    )  # a view, for counters of operations stumble over gradients of leaves
     whole = self.finished(stop)
-    if stop is None: pixel = (y-x).pow(2).mean()
-    else: pixel = (self.prefixes.weights(on_device)*(y-x).pow(2).mean((1,2,3))).mean()
-    terms = dict(pixel=self.cfg.pixel*pixel, quantiser=z.loss)
-    if self.perceptual: terms['perceptual'] = self.cfg.perceptual*self.perceptual(x[whole],y[whole]).mean()*(len(x[whole])/len(x))
-    g = torch.autograd.grad(terms['pixel']+terms.get('perceptual',0.), y)[0]
+    if stop is None:
+        pixel = (y - x).pow(2).mean()
+    else:
+        pixel = (self.prefixes.weights(on_device) * (y - x).pow(2).mean((1, 2, 3))).mean()
+    terms = dict(pixel=self.cfg.pixel * pixel, quantiser=z.loss)
+    if self.perceptual:
+        terms['perceptual'] = (
+            self.cfg.perceptual
+            * self.perceptual(x[whole], y[whole]).mean()
+            * (len(x[whole]) / len(x))
+        )
+    g = torch.autograd.grad(terms['pixel'] + terms.get('perceptual', 0.0), y)[0]
     if gan:
-        loss,g_gan = self.critic.generator_loss(y, whole); self.gan_weight = self.adaptive(x_hat, g, g_gan)
-        terms['gan'] = self.cfg.gan*self.gan_weight*loss; g = g+self.cfg.gan*self.gan_weight*g_gan
+        loss, g_gan = self.critic.generator_loss(y, whole)
+        self.gan_weight = self.adaptive(x_hat, g, g_gan)
+        terms['gan'] = self.cfg.gan * self.gan_weight * loss
+        g = g + self.cfg.gan * self.gan_weight * g_gan
     return terms, x_hat, g, z
 
+
 @patch
-def finished(self:TokenizerTask, stop, # (B,) stages, or None
-): # index of the images that are decoded from all their stages; all images if there are none
+def finished(
+    self: TokenizerTask,
+    stop,  # (B,) stages, or None
+):  # index of the images that are decoded from all their stages; all images if there are none
     "The pictures that perceptual loss and critic judge"
-    if stop is None: return slice(None)
-    whole = (stop==self.prefixes.stages-1).nonzero()[:,0]
+    if stop is None:
+        return slice(None)
+    whole = (stop == self.prefixes.stages - 1).nonzero()[:, 0]
     return whole.to(self.device) if len(whole) else slice(None)
 
-@patch
-def adaptive(self:TokenizerTask, x_hat:Tensor, # (B,3,H,H) reconstruction, with its graph
-    rec:Tensor, # gradient of the reconstruction's terms at x_hat
-    gan:Tensor, # gradient of the critic's verdict at x_hat
-)->Tensor: # scalar
-    "`adaptive_weight` from gradients at the picture: they go on to the last layer, and no further"
-    return length_ratio(*(torch.autograd.grad(x_hat, self.last_layer(), g, retain_graph=True)[0] for g in (rec,gan)))
 
 @patch
-def last_layer(self:TokenizerTask)->nn.Parameter: # the weights that turn features into pixels, of either decoder
+def adaptive(
+    self: TokenizerTask,
+    x_hat: Tensor,  # (B,3,H,H) reconstruction, with its graph
+    rec: Tensor,  # gradient of the reconstruction's terms at x_hat
+    gan: Tensor,  # gradient of the critic's verdict at x_hat
+) -> Tensor:  # scalar
+    "`adaptive_weight` from gradients at the picture: they go on to the last layer, and no further"
+    return length_ratio(
+        *(
+            torch.autograd.grad(x_hat, self.last_layer(), g, retain_graph=True)[0]
+            for g in (rec, gan)
+        )
+    )
+
+
+@patch
+def last_layer(
+    self: TokenizerTask,
+) -> nn.Parameter:  # the weights that turn features into pixels, of either decoder
     return getattr(self.model.decoder, 'conv_out', getattr(self.model.decoder, 'out', None)).weight
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #aeacf61f
 @patch
 @torch.no_grad()
-def refresh(self:TokenizerTask, x:Tensor, # (B,3,H,H) images
-    k:int=0, # step
+def refresh(
+    self: TokenizerTask,
+    x: Tensor,  # (B,3,H,H) images
+    k: int = 0,  # step
 ):
     "Initialise or revive codes, fit what is fitted; the average takes all of it over at once"
-    q,avg = self.model.quantizer, self.ema.model.quantizer
-    old,f = q.codebook.weight.clone(), all_gather(self.model.latent(x))    # the whole batch: equal random numbers then place equal codes
-    if self.fit_edges and k<self.fitting*self.total: self.set_edges(energy_edges(f, q.scales).tolist())
+    q, avg = self.model.quantizer, self.ema.model.quantizer
+    # the whole batch: equal random numbers then place equal codes
+    old = q.codebook.weight.clone()
+    f = all_gather(self.model.latent(x))
+    if self.fit_edges and k < self.fitting * self.total:
+        self.set_edges(energy_edges(f, q.scales).tolist())
     refresh_codebook(q, f)
-    new = (q.codebook.weight!=old).any(1); avg.codebook.weight[new] = q.codebook.weight[new]
+    new = (q.codebook.weight != old).any(1)
+    avg.codebook.weight[new] = q.codebook.weight[new]
+
 
 @patch
-def set_edges(self:TokenizerTask, edges # upper edges of the bands, cycles
+def set_edges(
+    self: TokenizerTask,
+    edges,  # upper edges of the bands, cycles
 ):
     "Let the bands end there from now on, and let the configs say so"
     for m in (self.model, self.ema.model):
         m.config = replace(m.config, edges=tuple(edges))
-        m.quantizer.target = BandTarget(low_masks(m.config.scales, m.config.side, edges=edges)).to(self.device)
+        m.quantizer.target = BandTarget(low_masks(m.config.scales, m.config.side, edges=edges)).to(
+            self.device
+        )
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #69f80441
 @patch
-def parts(self:TokenizerTask, k:int, # step
-    x:Tensor, # (B,3,H,H) images
-    gan:bool, # has the critic started?
-    lr:float, # learning rate now, as a share of the peak
-)->dict: # name -> mean over the parts
+def parts(
+    self: TokenizerTask,
+    k: int,  # step
+    x: Tensor,  # (B,3,H,H) images
+    gan: bool,  # has the critic started?
+    lr: float,  # learning rate now, as a share of the peak
+) -> dict:  # name -> mean over the parts
     "Gradients of a batch, part by part; the critic's steps"
-    seen,n = [],self.cfg.accumulate
-    stops = self.prefixes.draw(k).chunk(n) if self.prefixes else [None]*n
+    seen, n = [], self.cfg.accumulate
+    stops = self.prefixes.draw(k).chunk(n) if self.prefixes else [None] * n
     errors = []
-    for i,(part,stop) in enumerate(zip(x.chunk(n), stops)):
-        with gradient_sync(self.net, i==n-1):
-            terms,x_hat,g,z = self.losses(part, gan, stop); check_finite(terms, k)
-            torch.autograd.backward([x_hat, z.loss], [g/n, z.loss.new_tensor(1/n)])
-        whole = self.finished(stop); errors.append((x_hat.detach()-part).pow(2).mean((1,2,3)))
-        m = dict(loss=sum(terms.values()), **terms, psnr=psnr(x_hat[whole],part[whole]), stage_error=z.errors, **(dict(gan_weight=self.gan_weight) if gan else {}))
-        if gan: m |= self.critic.discriminator_step(part[whole], x_hat[whole], lr)
-        seen.append({n:v.detach() for n,v in m.items()})
-    if self.prefixes: self.prefixes.update(torch.cat(stops).to(self.device), torch.cat(errors))
-    return {n:torch.stack([m[n] for m in seen]).mean(0) for n in seen[0]}
+    for i, (part, stop) in enumerate(zip(x.chunk(n), stops)):
+        with gradient_sync(self.net, i == n - 1):
+            terms, x_hat, g, z = self.losses(part, gan, stop)
+            check_finite(terms, k)
+            torch.autograd.backward([x_hat, z.loss], [g / n, z.loss.new_tensor(1 / n)])
+        whole = self.finished(stop)
+        errors.append((x_hat.detach() - part).pow(2).mean((1, 2, 3)))
+        m = dict(
+            loss=sum(terms.values()),
+            **terms,
+            psnr=psnr(x_hat[whole], part[whole]),
+            stage_error=z.errors,
+            **(dict(gan_weight=self.gan_weight) if gan else {}),
+        )
+        if gan:
+            m |= self.critic.discriminator_step(part[whole], x_hat[whole], lr)
+        seen.append({n: v.detach() for n, v in m.items()})
+    if self.prefixes:
+        self.prefixes.update(torch.cat(stops).to(self.device), torch.cat(errors))
+    return {n: torch.stack([m[n] for m in seen]).mean(0) for n in seen[0]}
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #a45f9bef
 @patch
-def step(self:TokenizerTask, k:int # step, from 0
-)->dict: # numbers for the log
+def step(
+    self: TokenizerTask,
+    k: int,  # step, from 0
+) -> dict:  # numbers for the log
     "One optimiser step"
-    self.model.train(); x = self.batch(k); gan = bool(self.critic) and k>=self.critic.start; lr = lr_at(k,self.total,self.cfg)
-    if k%self.refresh_every==0 and k<.8*self.total: self.refresh(x, k)
-    own_seed(self.cfg.seed, k); self.opt.zero_grad()
-    m = mean_values(self.parts(k, x, gan, lr/self.cfg.lr))
-    for g in self.opt.param_groups: g['lr'] = lr
+    self.model.train()
+    x = self.batch(k)
+    gan = bool(self.critic) and k >= self.critic.start
+    lr = lr_at(k, self.total, self.cfg)
+    if k % self.refresh_every == 0 and k < 0.8 * self.total:
+        self.refresh(x, k)
+    own_seed(self.cfg.seed, k)
+    self.opt.zero_grad()
+    m = mean_values(self.parts(k, x, gan, lr / self.cfg.lr))
+    for g in self.opt.param_groups:
+        g['lr'] = lr
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip or math.inf)
-    check_finite(dict(grad_norm=norm), k); self.opt.step(); self.ema.update(self.model, k)
-    used,perplexity = codebook_stats(self.model.quantizer.codebook.usage)
-    if self.prefixes: m['prefix_error'] = self.prefixes.errors.clone()
+    check_finite(dict(grad_norm=norm), k)
+    self.opt.step()
+    self.ema.update(self.model, k)
+    used, perplexity = codebook_stats(self.model.quantizer.codebook.usage)
+    if self.prefixes:
+        m['prefix_error'] = self.prefixes.errors.clone()
     return m | dict(grad_norm=norm, lr=lr, codes_used=used, perplexity=perplexity)
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #7f71defe
 @patch
-def state(self:TokenizerTask)->dict:
+def state(self: TokenizerTask) -> dict:
     "Everything that a resumed run needs"
-    s = dict(model=self.model.state_dict(), ema=self.ema.model.state_dict(), opt=self.opt.state_dict(), edges=list(self.model.config.edges))
-    if self.prefixes: s['prefix_errors'] = self.prefixes.errors
-    return s | (dict(critic=self.critic.state_dict(), critic_opt=self.critic.opt.state_dict()) if self.critic else {})
+    s = dict(
+        model=self.model.state_dict(),
+        ema=self.ema.model.state_dict(),
+        opt=self.opt.state_dict(),
+        edges=list(self.model.config.edges),
+    )
+    if self.prefixes:
+        s['prefix_errors'] = self.prefixes.errors
+    return s | (
+        dict(critic=self.critic.state_dict(), critic_opt=self.critic.opt.state_dict())
+        if self.critic
+        else {}
+    )
+
 
 @patch
-def load(self:TokenizerTask, s:dict):
+def load(self: TokenizerTask, s: dict):
     "Take a state back"
-    if s.get('edges') and tuple(s['edges'])!=self.model.config.edges: self.set_edges(s['edges'])
-    self.model.load_state_dict(s['model']); self.ema.model.load_state_dict(s['ema']); self.opt.load_state_dict(s['opt']); self.batches = None
-    if self.prefixes: self.prefixes.errors = s['prefix_errors'].to(self.device)
-    if self.critic: self.critic.load_state_dict(s['critic']); self.critic.opt.load_state_dict(s['critic_opt'])
+    if s.get('edges') and tuple(s['edges']) != self.model.config.edges:
+        self.set_edges(s['edges'])
+    self.model.load_state_dict(s['model'])
+    self.ema.model.load_state_dict(s['ema'])
+    self.opt.load_state_dict(s['opt'])
+    self.batches = None
+    if self.prefixes:
+        self.prefixes.errors = s['prefix_errors'].to(self.device)
+    if self.critic:
+        self.critic.load_state_dict(s['critic'])
+        self.critic.opt.load_state_dict(s['critic_opt'])
 
-def spectrum_image(x:Tensor, # (B,3,H,H) images
-)->Tensor: # (B,3,H,H) in [-1,1], slow waves in the middle
+
+def spectrum_image(
+    x: Tensor,  # (B,3,H,H) images
+) -> Tensor:  # (B,3,H,H) in [-1,1], slow waves in the middle
     "Power spectra as grey pictures: black is 10^-8 of the mean square of a pixel's range, white is 10^-2"
-    p = power_spectrum(x).mean(1,keepdim=True)
-    return ((p.clamp(min=1e-8).log10()+8)/3-1).clamp(-1,1).expand_as(x)
+    p = power_spectrum(x).mean(1, keepdim=True)
+    return ((p.clamp(min=1e-8).log10() + 8) / 3 - 1).clamp(-1, 1).expand_as(x)
+
 
 @patch
 @torch.no_grad()
-def preview(self:TokenizerTask, folder:Path, k:int):
+def preview(self: TokenizerTask, folder: Path, k: int):
     "Originals, reconstructions, what the first stages alone would give, and the spectra of the first two"
-    if world()[0]: return
-    x = to_float(self.data.__getitems__(list(range(0,len(self.data),max(1,len(self.data)//12)))[:12])[0].to(self.device))
+    if world()[0]:
+        return
+    x = to_float(
+        self.data.__getitems__(list(range(0, len(self.data), max(1, len(self.data) // 12)))[:12])[
+            0
+        ].to(self.device)
+    )
     parts = self.ema.model.partial_decodes(self.ema.model.encode(x))
-    save_grid([x, parts[-1], *parts[:-1], spectrum_image(x), spectrum_image(parts[-1])], folder/f'step_{k:08d}.png')
+    save_grid(
+        [x, parts[-1], *parts[:-1], spectrum_image(x), spectrum_image(parts[-1])],
+        folder / f'step_{k:08d}.png',
+    )
+
 
 @patch
-def finish(self:TokenizerTask, folder:Path):
+def finish(self: TokenizerTask, folder: Path):
     "The averaged tokenizer, ready to be loaded"
-    if world()[0]==0: self.ema.model.save_pretrained(folder/'tokenizer')
+    if world()[0] == 0:
+        self.ema.model.save_pretrained(folder / 'tokenizer')
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #76e77646
-def train_tokenizer(e:Experiment, # tokenizer and its training
-    data:ImageData, # training images
-    folder, # run folder; an unfinished run in it is continued
-    device:str=None, # 'cpu', 'cuda' or None to choose
-    stop_after:int=None, # stop early after so many steps in all
-    workers:int=0, # processes that decode images
-    data_name:str='', # noted in the run's config
-    tensorboard:bool=False, # log for TensorBoard as well
-    **every, # log_every, save_every, preview_every, progress of `fit`
-)->FRVAE: # the averaged tokenizer
+def train_tokenizer(
+    e: Experiment,  # tokenizer and its training
+    data: ImageData,  # training images
+    folder,  # run folder; an unfinished run in it is continued
+    device: str = None,  # 'cpu', 'cuda' or None to choose
+    stop_after: int = None,  # stop early after so many steps in all
+    workers: int = 0,  # processes that decode images
+    data_name: str = '',  # noted in the run's config
+    tensorboard: bool = False,  # log for TensorBoard as well
+    **every,  # log_every, save_every, preview_every, progress of `fit`
+) -> FRVAE:  # the averaged tokenizer
     "Train or resume a tokenizer; the result is in `folder`/tokenizer"
-    cfg,dev = e.train_tokenizer,pick_device(init_distributed(device)); torch.manual_seed(cfg.seed)
-    run = Run(folder, dict(kind='tokenizer', preset=e.name, data=str(data_name), images=len(data), tokenizer=to_dict(e.tokenizer), train=to_dict(cfg)))
-    if tensorboard: run.to_tensorboard()
-    data.log_to(run.folder/'skipped.txt')                    # images that cannot be read, if there are any
-    task = TokenizerTask(build_tokenizer(e.tokenizer, pretrained(cfg.init_weights)), data, cfg, dev, workers)
+    cfg = e.train_tokenizer
+    dev = pick_device(init_distributed(device))
+    torch.manual_seed(cfg.seed)
+    run = Run(
+        folder,
+        dict(
+            kind='tokenizer',
+            preset=e.name,
+            data=str(data_name),
+            images=len(data),
+            tokenizer=to_dict(e.tokenizer),
+            train=to_dict(cfg),
+        ),
+    )
+    if tensorboard:
+        run.to_tensorboard()
+    data.log_to(run.folder / 'skipped.txt')  # images that cannot be read, if there are any
+    task = TokenizerTask(
+        build_tokenizer(e.tokenizer, pretrained(cfg.init_weights)), data, cfg, dev, workers
+    )
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.ema.model

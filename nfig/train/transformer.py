@@ -11,186 +11,330 @@ import torch.nn.functional as F
 from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
-from torch import Tensor,nn
-from ..core.config import Experiment,TrainConfig,to_dict
+from torch import Tensor, nn
+from ..core.config import Experiment, TrainConfig, to_dict
 from ..core.io import weights_hash
-from ..core.device import autocast,native_bf16,pick_device
-from ..core.distributed import clip_gradients,gradient_sync,full_moments,full_weights,init_distributed,load_moments,load_weights,mean_values,replicated,broadcast_module,sharded,shard,world
+from ..core.device import autocast, native_bf16, pick_device
+from nfig.core.distributed import (
+    clip_gradients,
+    gradient_sync,
+    full_moments,
+    full_weights,
+    init_distributed,
+    load_moments,
+    load_weights,
+    mean_values,
+    replicated,
+    broadcast_module,
+    sharded,
+    shard,
+    world,
+)
 from ..core.pixels import save_grid
 from ..core.record import machine
 from ..tokenizer.frvae import FRVAE
 from ..transformer.model import NFIGTransformer
-from ..transformer.pipeline import NFIGPipeline,training_inputs
+from ..transformer.pipeline import NFIGPipeline, training_inputs
 from ..data.images import ImageData
 from ..data.sources import batches
-from ..data.tokens import TokenCache,encode_all,token_cache
+from ..data.tokens import TokenCache, encode_all, token_cache
 from .run import Run
-from .loop import EMA,adamw,check_finite,fit,lr_at,own_seed
+from .loop import EMA, adamw, check_finite, fit, lr_at, own_seed
 
 # %% ../../nbs/5_train/56_transformer.ipynb #3aa14c32
-def no_weight_decay(opt:torch.optim.AdamW, # from `training.adamw`: a group with decay and one without
-    model:NFIGTransformer, # whose parameters it has
-)->torch.optim.AdamW: # the same
+def no_weight_decay(
+    opt: torch.optim.AdamW,  # from `training.adamw`: a group with decay and one without
+    model: NFIGTransformer,  # whose parameters it has
+) -> torch.optim.AdamW:  # the same
     "Take what tells places apart, and the sharpness of the heads, out of the weight decay"
-    names = 'pos_start','pos_embed','level_embed','log_scale'
-    free = {p for n,p in model.named_parameters() if any(o in n.split('.') for o in names)}
-    decayed,rest = opt.param_groups
-    decayed['params'],rest['params'] = [p for p in decayed['params'] if p not in free], rest['params']+[p for p in decayed['params'] if p in free]
+    names = 'pos_start', 'pos_embed', 'level_embed', 'log_scale'
+    free = {p for n, p in model.named_parameters() if any(o in n.split('.') for o in names)}
+    decayed, rest = opt.param_groups
+    decayed['params'], rest['params'] = (
+        [p for p in decayed['params'] if p not in free],
+        rest['params'] + [p for p in decayed['params'] if p in free],
+    )
     return opt
 
 # %% ../../nbs/5_train/56_transformer.ipynb #c454bed7
 class TransformerTask:
     "What `training.fit` needs to train an `NFIGTransformer`"
-    def __init__(self, pipe:NFIGPipeline, # trained tokenizer, new transformer, class names
-        tokens, # (views,N,L) int16 of the training images: a tensor or a `TokenCache`
-        labels:Tensor, # (N,) int64
-        cfg:TrainConfig, # optimisation
-        val:tuple=None, # (tokens (1,M,L), labels (M,)) of held-out images
-        shard:bool=False, # each process keeps a part of the weights, not a copy of all
+
+    def __init__(
+        self,
+        pipe: NFIGPipeline,  # trained tokenizer, new transformer, class names
+        tokens,  # (views,N,L) int16 of the training images: a tensor or a `TokenCache`
+        labels: Tensor,  # (N,) int64
+        cfg: TrainConfig,  # optimisation
+        val: tuple = None,  # (tokens (1,M,L), labels (M,)) of held-out images
+        shard: bool = False,  # each process keeps a part of the weights, not a copy of all
     ):
-        shares = world()[1]*cfg.accumulate
-        if cfg.batch_size%shares: raise ValueError(f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size")
-        self.pipe,self.model,self.q = pipe, pipe.transformer, pipe.tokenizer.quantizer; self.model.recompute = cfg.recompute
-        self.tokens,self.labels,self.cfg,self.val,self.total = tokens,labels,cfg,val,cfg.total_steps(len(labels))
+        shares = world()[1] * cfg.accumulate
+        if cfg.batch_size % shares:
+            raise ValueError(
+                f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size"
+            )
+        self.pipe = pipe
+        self.model = pipe.transformer
+        self.q = pipe.tokenizer.quantizer
+        self.model.recompute = cfg.recompute
+        self.tokens = tokens
+        self.labels = labels
+        self.cfg = cfg
+        self.val = val
+        self.total = cfg.total_steps(len(labels))
         self.device = next(self.model.parameters()).device
-        self.ema,self.order,self.score = EMA(self.model,cfg.ema), None, 'val_loss'
-        for m in (self.model,self.ema.model): broadcast_module(m)
+        self.ema = EMA(self.model, cfg.ema)
+        self.order = None
+        self.score = 'val_loss'
+        for m in (self.model, self.ema.model):
+            broadcast_module(m)
         self.net = self.spread(self.model, shard)
-        if shard: self.spread(self.ema.model, shard)
-        self.opt = no_weight_decay(adamw(self.model,cfg), self.model)
-        self.split = [s*s for s in self.q.scales]
+        if shard:
+            self.spread(self.ema.model, shard)
+        self.opt = no_weight_decay(adamw(self.model, cfg), self.model)
+        self.split = [s * s for s in self.q.scales]
 
 # %% ../../nbs/5_train/56_transformer.ipynb #a5d18454
 @patch
-def spread(self:TransformerTask, model:NFIGTransformer, # plain
-    shard:bool, # parts, or copies
-)->nn.Module: # the one to call
+def spread(
+    self: TransformerTask,
+    model: NFIGTransformer,  # plain
+    shard: bool,  # parts, or copies
+) -> nn.Module:  # the one to call
     "The model on all processes"
-    if not shard: return replicated(model)
+    if not shard:
+        return replicated(model)
     half = self.cfg.amp and native_bf16(self.device)
-    return sharded(model, [u for b in model.blocks for u in (b.ada,b)], half)
+    return sharded(model, [u for b in model.blocks for u in (b.ada, b)], half)
 
 # %% ../../nbs/5_train/56_transformer.ipynb #38a2e771
 @patch
-def loss(self:TransformerTask, model:nn.Module, # transformer
-    tokens:Tensor, # (B,L) int16
-    labels:Tensor, # (B,) int64
-)->tuple: # (loss, loss of each stage (n,))
+def loss(
+    self: TransformerTask,
+    model: nn.Module,  # transformer
+    tokens: Tensor,  # (B,L) int16
+    labels: Tensor,  # (B,) int64
+) -> tuple:  # (loss, loss of each stage (n,))
     "Cross entropy (Eq. 11), averaged over tokens"
-    t,labels = tokens.to(self.device).long(), labels.to(self.device)
-    with torch.no_grad(): inputs = training_inputs(self.q, list(t.split(self.split,1)), self.pipe.transformer.config.order)   # (B,L-1,C)
-    with autocast(self.device, self.cfg.amp): logits = model(labels, inputs)
-    ce = F.cross_entropy(logits.float().transpose(1,2), t, reduction='none', label_smoothing=self.cfg.label_smooth)   # (B,L)
-    return ce.mean(), torch.stack([o.mean() for o in ce.detach().split(self.split,1)])
+    t = tokens.to(self.device).long()
+    labels = labels.to(self.device)
+    with torch.no_grad():
+        inputs = training_inputs(
+            self.q, list(t.split(self.split, 1)), self.pipe.transformer.config.order
+        )  # (B,L-1,C)
+    with autocast(self.device, self.cfg.amp):
+        logits = model(labels, inputs)
+    ce = F.cross_entropy(
+        logits.float().transpose(1, 2), t, reduction='none', label_smoothing=self.cfg.label_smooth
+    )  # (B,L)
+    return ce.mean(), torch.stack([o.mean() for o in ce.detach().split(self.split, 1)])
 
 # %% ../../nbs/5_train/56_transformer.ipynb #9c853b63
 @patch
-def parts(self:TransformerTask, tokens:Tensor, # (B,L) this process's part of the batch
-    labels:Tensor, # (B,)
-    k:int=None, # step, for messages
-)->dict: # loss and stage_loss, means over the batch
+def parts(
+    self: TransformerTask,
+    tokens: Tensor,  # (B,L) this process's part of the batch
+    labels: Tensor,  # (B,)
+    k: int = None,  # step, for messages
+) -> dict:  # loss and stage_loss, means over the batch
     "Gradients of a batch, part by part"
-    n,seen = self.cfg.accumulate,[]
-    for i,(t,y) in enumerate(zip(tokens.chunk(n), labels.chunk(n))):
-        with gradient_sync(self.net, i==n-1):
-            loss,stages = self.loss(self.net, t, y); check_finite(dict(loss=loss), k)
-            (loss/n).backward(); seen.append((loss.detach(),stages))
-    return dict(zip(('loss','stage_loss'), (torch.stack(v).mean(0) for v in zip(*seen))))
+    n, seen = self.cfg.accumulate, []
+    for i, (t, y) in enumerate(zip(tokens.chunk(n), labels.chunk(n))):
+        with gradient_sync(self.net, i == n - 1):
+            loss, stages = self.loss(self.net, t, y)
+            check_finite(dict(loss=loss), k)
+            (loss / n).backward()
+            seen.append((loss.detach(), stages))
+    return dict(zip(('loss', 'stage_loss'), (torch.stack(v).mean(0) for v in zip(*seen))))
+
 
 @patch
-def step(self:TransformerTask, k:int # step, from 0
-)->dict: # numbers for the log
+def step(
+    self: TransformerTask,
+    k: int,  # step, from 0
+) -> dict:  # numbers for the log
     "One optimiser step"
-    if self.order is None: self.order = batches(len(self.labels), self.cfg.batch_size, self.cfg.seed, k)
-    self.model.train(); rows = next(self.order); view = torch.randint(len(self.tokens),(len(rows),))
-    rows,view = shard(rows),shard(view); own_seed(self.cfg.seed, k)                               # this process's part of the batch
-    self.opt.zero_grad(); m = self.parts(self.tokens[view,rows], self.labels[rows], k)
-    lr = lr_at(k,self.total,self.cfg)
-    for g in self.opt.param_groups: g['lr'] = lr
+    if self.order is None:
+        self.order = batches(len(self.labels), self.cfg.batch_size, self.cfg.seed, k)
+    self.model.train()
+    rows = next(self.order)
+    view = torch.randint(len(self.tokens), (len(rows),))
+    rows, view = shard(rows), shard(view)
+    own_seed(self.cfg.seed, k)  # this process's part of the batch
+    self.opt.zero_grad()
+    m = self.parts(self.tokens[view, rows], self.labels[rows], k)
+    lr = lr_at(k, self.total, self.cfg)
+    for g in self.opt.param_groups:
+        g['lr'] = lr
     norm = clip_gradients(self.model, self.cfg.clip)
-    self.opt.step(); self.ema.update(self.model, k)
+    self.opt.step()
+    self.ema.update(self.model, k)
     return mean_values(m) | dict(grad_norm=norm, lr=lr)
 
 # %% ../../nbs/5_train/56_transformer.ipynb #8b50ee30
 @patch
-def state(self:TransformerTask)->dict:
+def state(self: TransformerTask) -> dict:
     "Everything that a resumed run needs, the same for any number of processes"
-    return dict(model=full_weights(self.model), ema=full_weights(self.ema.model), opt=full_moments(self.model, self.opt))
+    return dict(
+        model=full_weights(self.model),
+        ema=full_weights(self.ema.model),
+        opt=full_moments(self.model, self.opt),
+    )
+
 
 @patch
-def load(self:TransformerTask, s:dict # from `state`
+def load(
+    self: TransformerTask,
+    s: dict,  # from `state`
 ):
     "Take a state back"
-    load_weights(self.model, s['model']); load_weights(self.ema.model, s['ema']); load_moments(self.model, self.opt, s['opt']); self.order = None
+    load_weights(self.model, s['model'])
+    load_weights(self.ema.model, s['ema'])
+    load_moments(self.model, self.opt, s['opt'])
+    self.order = None
+
 
 @patch
-def averaged(self:TransformerTask)->NFIGPipeline:
+def averaged(self: TransformerTask) -> NFIGPipeline:
     "The pipeline with the averaged transformer, whole; every process must call it"
-    avg = NFIGTransformer(self.model.config).to(self.device).eval().requires_grad_(False); avg.load_state_dict(full_weights(self.ema.model, everywhere=True))
-    return NFIGPipeline(self.pipe.tokenizer, avg, self.pipe.classes, self.pipe.sample, self.pipe.about)
+    avg = NFIGTransformer(self.model.config).to(self.device).eval().requires_grad_(False)
+    avg.load_state_dict(full_weights(self.ema.model, everywhere=True))
+    return NFIGPipeline(
+        self.pipe.tokenizer, avg, self.pipe.classes, self.pipe.sample, self.pipe.about
+    )
 
 # %% ../../nbs/5_train/56_transformer.ipynb #9d5e7f7b
 @patch
 @torch.no_grad()
-def preview(self:TransformerTask, folder:Path, # where pictures go
-    k:int, # steps done
-)->dict: # held-out loss, if there is anything held out
+def preview(
+    self: TransformerTask,
+    folder: Path,  # where pictures go
+    k: int,  # steps done
+) -> dict:  # held-out loss, if there is anything held out
     "A row of samples for each of the first classes, and the loss on held-out images"
-    n,pipe = min(10,len(self.pipe.classes)),self.averaged(); each = min(8, max(1,256//pipe.tokenizer.config.image_size))   # large pictures take long: fewer of them
-    if world()[0]==0: save_grid(list(pipe(list(range(n)), n=each, seed=0).unflatten(0,(n,each))), folder/f'step_{k:08d}.png')
-    if self.val is None: return {}
-    parts = [self.loss(self.ema.model, t, y)[0].item() for t,y in zip(self.val[0][0].split(250), self.val[1].split(250))]
-    return dict(val_loss=round(sum(parts)/len(parts),6))
+    n = min(10, len(self.pipe.classes))
+    pipe = self.averaged()
+    each = min(
+        8, max(1, 256 // pipe.tokenizer.config.image_size)
+    )  # large pictures take long: fewer of them
+    if world()[0] == 0:
+        save_grid(
+            list(pipe(list(range(n)), n=each, seed=0).unflatten(0, (n, each))),
+            folder / f'step_{k:08d}.png',
+        )
+    if self.val is None:
+        return {}
+    parts = [
+        self.loss(self.ema.model, t, y)[0].item()
+        for t, y in zip(self.val[0][0].split(250), self.val[1].split(250))
+    ]
+    return dict(val_loss=round(sum(parts) / len(parts), 6))
+
 
 @patch
-def finish(self:TransformerTask, folder:Path # the run's
+def finish(
+    self: TransformerTask,
+    folder: Path,  # the run's
 ):
     "The pipeline, ready to be loaded"
     pipe = self.averaged()
-    if world()[0]==0: pipe.save_pretrained(folder/'pipeline')
+    if world()[0] == 0:
+        pipe.save_pretrained(folder / 'pipeline')
 
 # %% ../../nbs/5_train/56_transformer.ipynb #d5178f42
-def train_nfig(e:Experiment, # transformer, its training and sampling
-    tokenizer:FRVAE, # trained
-    data:ImageData, # training images, or the `TokenCache` of them
-    folder, # run folder; an unfinished run in it is continued
-    val:ImageData=None, # held-out images; at most 1,000 are used
-    device:str=None, # 'cpu', 'cuda' or None to choose
-    stop_after:int=None, # stop early after so many steps in all
-    data_name:str='', # noted in the run's config
-    compile:bool=False, # compile the transformer first (a minute, then faster steps; needs a C++ compiler)
-    shard:bool=False, # of several processes, each keeps a part of the weights, not a copy of all
-    **every, # log_every, save_every, preview_every, progress of `fit`
-)->NFIGPipeline: # tokenizer and averaged transformer
+def train_nfig(
+    e: Experiment,  # transformer, its training and sampling
+    tokenizer: FRVAE,  # trained
+    data: ImageData,  # training images, or the `TokenCache` of them
+    folder,  # run folder; an unfinished run in it is continued
+    val: ImageData = None,  # held-out images; at most 1,000 are used
+    device: str = None,  # 'cpu', 'cuda' or None to choose
+    stop_after: int = None,  # stop early after so many steps in all
+    data_name: str = '',  # noted in the run's config
+    compile: bool = False,  # compile the transformer first (a minute, then faster steps; needs a C++ compiler)
+    shard: bool = False,  # of several processes, each keeps a part of the weights, not a copy of all
+    **every,  # log_every, save_every, preview_every, progress of `fit`
+) -> NFIGPipeline:  # tokenizer and averaged transformer
     "Train or resume a transformer on a trained tokenizer"
-    if compile and shard: raise ValueError("compile and shard given together: compile needs whole weights, choose one of the two")
-    k, cfg, dev = tokenizer.config, e.train, pick_device(init_distributed(device))
-    arch = replace(e.transformer, scales=k.scales, codebook_size=k.codebook_size, latent_dim=k.latent_dim, classes=len(data.classes))
-    run = Run(folder, dict(kind='transformer', preset=e.name, data=str(data_name), images=len(data.labels), tokenizer_hash=weights_hash(tokenizer), transformer=to_dict(arch), train=to_dict(cfg), sample=to_dict(e.sample)))
-    tokenizer = tokenizer.to(dev).eval(); args = dict(amp=cfg.amp, progress=every.get('progress',True))
-    tokens = TokenCache(data.folder,tokenizer) if isinstance(data,TokenCache) else token_cache(run.folder/'tokens', tokenizer, data, flips=cfg.flip, **args)
-    if val is not None: val = val.subset(list(range(0,len(val),max(1,len(val)//1000)))[:1000]); val = encode_all(tokenizer, val, flips=False, **args), val.labels
+    if compile and shard:
+        raise ValueError(
+            "compile and shard given together: compile needs whole weights, choose one of the two"
+        )
+    k = tokenizer.config
+    cfg = e.train
+    dev = pick_device(init_distributed(device))
+    arch = replace(
+        e.transformer,
+        scales=k.scales,
+        codebook_size=k.codebook_size,
+        latent_dim=k.latent_dim,
+        classes=len(data.classes),
+    )
+    run = Run(
+        folder,
+        dict(
+            kind='transformer',
+            preset=e.name,
+            data=str(data_name),
+            images=len(data.labels),
+            tokenizer_hash=weights_hash(tokenizer),
+            transformer=to_dict(arch),
+            train=to_dict(cfg),
+            sample=to_dict(e.sample),
+        ),
+    )
+    tokenizer = tokenizer.to(dev).eval()
+    args = dict(amp=cfg.amp, progress=every.get('progress', True))
+    tokens = (
+        TokenCache(data.folder, tokenizer)
+        if isinstance(data, TokenCache)
+        else token_cache(run.folder / 'tokens', tokenizer, data, flips=cfg.flip, **args)
+    )
+    if val is not None:
+        val = val.subset(list(range(0, len(val), max(1, len(val) // 1000)))[:1000])
+        val = encode_all(tokenizer, val, flips=False, **args), val.labels
     torch.manual_seed(cfg.seed)
-    about = dict(preset=e.name, data=str(data_name), images=len(data.labels), steps=cfg.total_steps(len(data.labels)), batch=cfg.batch_size, trained_on=torch.cuda.get_device_name() if dev.type=='cuda' else machine()['cpu'])
-    task = TransformerTask(NFIGPipeline(tokenizer, NFIGTransformer(arch).to(dev), data.classes, e.sample, about), tokens, tokens.labels, cfg, val, shard)
-    if compile: task.model.compile(dynamic=False)
+    about = dict(
+        preset=e.name,
+        data=str(data_name),
+        images=len(data.labels),
+        steps=cfg.total_steps(len(data.labels)),
+        batch=cfg.batch_size,
+        trained_on=torch.cuda.get_device_name() if dev.type == 'cuda' else machine()['cpu'],
+    )
+    task = TransformerTask(
+        NFIGPipeline(tokenizer, NFIGTransformer(arch).to(dev), data.classes, e.sample, about),
+        tokens,
+        tokens.labels,
+        cfg,
+        val,
+        shard,
+    )
+    if compile:
+        task.model.compile(dynamic=False)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.averaged()
 
 # %% ../../nbs/5_train/56_transformer.ipynb #69505c74
-def publish(tokenizer_run, # run folder of the tokenizer
-    run, # run folder of the transformer
-    folder, # where the pipeline goes
-    dtype=torch.float16, # of the stored weights
-    **sample, # sampling settings that proved better than the run's, as cfg_scale=2.5
-)->NFIGPipeline: # as it was written
+def publish(
+    tokenizer_run,  # run folder of the tokenizer
+    run,  # run folder of the transformer
+    folder,  # where the pipeline goes
+    dtype=torch.float16,  # of the stored weights
+    **sample,  # sampling settings that proved better than the run's, as cfg_scale=2.5
+) -> NFIGPipeline:  # as it was written
     "The finished pipeline of a run with the history of its training; FileNotFoundError if a run has not finished"
-    folder, runs = Path(folder), dict(tokenizer=Path(tokenizer_run), transformer=Path(run))
+    folder = Path(folder)
+    runs = dict(tokenizer=Path(tokenizer_run), transformer=Path(run))
     for r in runs.values():
-        if not (r/'starts.jsonl').exists(): raise FileNotFoundError(f"{r} is not a run folder: there is no starts.jsonl in it")
-    pipe = NFIGPipeline.from_pretrained(runs['transformer']/'pipeline'); pipe.sample = pipe.settings(**sample)
+        if not (r / 'starts.jsonl').exists():
+            raise FileNotFoundError(f"{r} is not a run folder: there is no starts.jsonl in it")
+    pipe = NFIGPipeline.from_pretrained(runs['transformer'] / 'pipeline')
+    pipe.sample = pipe.settings(**sample)
     pipe.save_pretrained(folder, dtype)
-    (folder/'history').mkdir()
-    for name,r in runs.items():
-        for f in ('config.json','metrics.jsonl','starts.jsonl'): (folder/'history'/f'{name}-{f}').write_text((r/f).read_text())
+    (folder / 'history').mkdir()
+    for name, r in runs.items():
+        for f in ('config.json', 'metrics.jsonl', 'starts.jsonl'):
+            (folder / 'history' / f'{name}-{f}').write_text((r / f).read_text())
     return NFIGPipeline.from_pretrained(folder)

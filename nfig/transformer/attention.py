@@ -11,38 +11,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/3_transformer/31_attention.ipynb #b5a7b80a
-def written_out(q:Tensor, k:Tensor, v:Tensor, mask:Tensor=None # as for `attend`
-)->Tensor: # (B,H,m,d)
+def written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor = None,  # as for `attend`
+) -> Tensor:  # (B,H,m,d)
     "Softmax attention as two products"
-    w = torch.bmm(q.flatten(0,1), k.flatten(0,1).transpose(1,2))                             # (B*H,m,l)
-    if mask is not None: w = w + q.new_zeros(mask.shape).masked_fill_(~mask, float('-inf'))
-    return torch.bmm(w.softmax(-1), v.flatten(0,1)).unflatten(0, q.shape[:2])
+    w = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))  # (B*H,m,l)
+    if mask is not None:
+        w = w + q.new_zeros(mask.shape).masked_fill_(~mask, float('-inf'))
+    return torch.bmm(w.softmax(-1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
-def attend(q:Tensor, # (B,H,m,d) queries, already scaled
-    k:Tensor, # (B,H,l,d) keys
-    v:Tensor, # (B,H,l,d) values
-    mask:Tensor=None, # (m,l) bool, True where seen; None for everything
-)->Tensor: # (B,H,m,d)
+
+def attend(
+    q: Tensor,  # (B,H,m,d) queries, already scaled
+    k: Tensor,  # (B,H,l,d) keys
+    v: Tensor,  # (B,H,l,d) values
+    mask: Tensor = None,  # (m,l) bool, True where seen; None for everything
+) -> Tensor:  # (B,H,m,d)
     "Softmax attention; written out where that is faster: half precision on a processor, in training"
-    if q.device.type=='cpu' and q.dtype!=torch.float32 and q.requires_grad: return written_out(q,k,v,mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.)
+    if q.device.type == 'cpu' and q.dtype != torch.float32 and q.requires_grad:
+        return written_out(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 # %% ../../nbs/3_transformer/31_attention.ipynb #87722353
-def chunks(sizes, # tokens of every stage
-    smallest:int=64, # tokens of a piece, at least
-)->tuple: # of (first token, behind the last token, needs a mask?)
+def chunks(
+    sizes,  # tokens of every stage
+    smallest: int = 64,  # tokens of a piece, at least
+) -> tuple:  # of (first token, behind the last token, needs a mask?)
     "Cut a sequence along its stages"
-    done,a,b,n = [],0,0,0
-    for i,s in enumerate(sizes):
-        b,n = b+s,n+1
-        if b-a>=smallest or i==len(sizes)-1: done.append((a,b,n>1)); a,n = b,0
+    done = []
+    a = 0
+    b = 0
+    n = 0
+    for i, s in enumerate(sizes):
+        b, n = b + s, n + 1
+        if b - a >= smallest or i == len(sizes) - 1:
+            done.append((a, b, n > 1))
+            a, n = b, 0
     return tuple(done)
 
-def attend_chunks(q:Tensor, # (B,H,L,d) queries, already scaled
-    k:Tensor, # (B,H,L,d) keys
-    v:Tensor, # (B,H,L,d) values
-    mask:Tensor, # (L,L) bool, block-causal
-    chunks:tuple, # from `chunks`
-)->Tensor: # (B,H,L,d)
+
+def attend_chunks(
+    q: Tensor,  # (B,H,L,d) queries, already scaled
+    k: Tensor,  # (B,H,L,d) keys
+    v: Tensor,  # (B,H,L,d) values
+    mask: Tensor,  # (L,L) bool, block-causal
+    chunks: tuple,  # from `chunks`
+) -> Tensor:  # (B,H,L,d)
     "Block-causal attention that leaves out most of what the mask forbids"
-    return torch.cat([attend(q[:,:,a:b], k[:,:,:b], v[:,:,:b], mask[a:b,:b] if masked else None) for a,b,masked in chunks], 2)
+    return torch.cat(
+        [
+            attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], mask[a:b, :b] if masked else None)
+            for a, b, masked in chunks
+        ],
+        2,
+    )

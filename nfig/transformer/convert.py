@@ -8,176 +8,313 @@ __all__ = ['var_names', 'vae_names', 'constants', 'var_scales', 'rename', 'need'
            'vqvae_to_var', 'read_var', 'pipeline_from_var', 'pipeline_to_var', 'convert']
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #d957c890
-import pickle,torch
+import pickle
+import torch
 from pathlib import Path
 from safetensors.torch import load_file
-from fastcore.script import call_parse,store_true
-from ..core.config import SampleConfig,TokenizerConfig,TransformerConfig
-from ..core.io import load_weights,replacing
-from ..tokenizer.quantizer import ResidualQuantizer,build_quantizer
-from ..tokenizer.frvae import FRVAE,build_tokenizer
-from .model import NFIGTransformer,block_causal_mask,stage_of
+from fastcore.script import call_parse, store_true
+from ..core.config import SampleConfig, TokenizerConfig, TransformerConfig
+from ..core.io import load_weights, replacing
+from ..tokenizer.quantizer import ResidualQuantizer, build_quantizer
+from ..tokenizer.frvae import FRVAE, build_tokenizer
+from .model import NFIGTransformer, block_causal_mask, stage_of
 from .labels import imagenet_classes
 from .pipeline import NFIGPipeline
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #d769ad89
-var_names = { # ours -> VAR's, applied in order
-    'class_embed.':       'class_emb.',
-    'level_embed.':       'lvl_embed.',
-    'pos_embed':          'pos_1LC',
-    '.attn.qkv.':         '.attn.mat_qkv.',
-    '.attn.log_scale':    '.attn.scale_mul_1H11',
-    '.mlp.0.':            '.ffn.fc1.',
-    '.mlp.2.':            '.ffn.fc2.',
-    'head_ada.1.':        'head_nm.ada_lin.1.',
-    'shared_ada.1.':      'shared_ada_lin.1.',
-    '.ada.1.':            '.ada_lin.1.',
-    '.ada.shift':         '.ada_gss',
+var_names = {  # ours -> VAR's, applied in order
+    'class_embed.': 'class_emb.',
+    'level_embed.': 'lvl_embed.',
+    'pos_embed': 'pos_1LC',
+    '.attn.qkv.': '.attn.mat_qkv.',
+    '.attn.log_scale': '.attn.scale_mul_1H11',
+    '.mlp.0.': '.ffn.fc1.',
+    '.mlp.2.': '.ffn.fc2.',
+    'head_ada.1.': 'head_nm.ada_lin.1.',
+    'shared_ada.1.': 'shared_ada_lin.1.',
+    '.ada.1.': '.ada_lin.1.',
+    '.ada.shift': '.ada_gss',
 }
 vae_names = {
     'quantizer.codebook.weight': 'quantize.embedding.weight',
-    'quantizer.codebook.usage':  'quantize.ema_vocab_hit_SV',
+    'quantizer.codebook.usage': 'quantize.ema_vocab_hit_SV',
     **{f'quantizer.phis.{i}.conv.': f'quantize.quant_resi.qresi_ls.{i}.' for i in range(32)},
 }
-constants = 'lvl_1L','attn_bias_for_masking','zero_k_bias'   # in VAR's files; they follow from the scales
+constants = (
+    'lvl_1L',
+    'attn_bias_for_masking',
+    'zero_k_bias',
+)  # in VAR's files; they follow from the scales
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #65ffeb60
-def rename(sd:dict, # name -> tensor
-    table:dict, # our piece of a name -> VAR's
-    back:bool=False, # from ours to VAR's
-)->dict: # new name -> the same tensors as float32, without constants
+def rename(
+    sd: dict,  # name -> tensor
+    table: dict,  # our piece of a name -> VAR's
+    back: bool = False,  # from ours to VAR's
+) -> dict:  # new name -> the same tensors as float32, without constants
     "Apply a table of names to a checkpoint"
+
     def new(name):
         "One name"
-        for ours,theirs in table.items(): name = name.replace(ours,theirs) if back else name.replace(theirs,ours)
+        for ours, theirs in table.items():
+            name = name.replace(ours, theirs) if back else name.replace(theirs, ours)
         return name
-    return {new(n):t.float() for n,t in sd.items() if not n.endswith(constants)}
+
+    return {new(n): t.float() for n, t in sd.items() if not n.endswith(constants)}
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #d7475007
-var_scales = (1,2,3,4,5,6,8,10,13,16) # of VAR's published 256-pixel models
+var_scales = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of VAR's published 256-pixel models
 
-def need(sd:dict, # a checkpoint
-    name:str, # a tensor that tells its kind
-    kind:str, # what was expected
+
+def need(
+    sd: dict,  # a checkpoint
+    name: str,  # a tensor that tells its kind
+    kind: str,  # what was expected
 ):
     "ValueError unless the checkpoint is of the expected kind"
-    if name not in sd: raise ValueError(f"this is not {kind}: it has no tensor {name!r}, but {', '.join(sorted(sd)[:3])}, ...")
+    if name not in sd:
+        raise ValueError(
+            f"this is not {kind}: it has no tensor {name!r}, but {', '.join(sorted(sd)[:3])}, ..."
+        )
 
-def transformer_config(sd:dict, # VAR's transformer: name -> tensor
-)->TransformerConfig:
+
+def transformer_config(
+    sd: dict,  # VAR's transformer: name -> tensor
+) -> TransformerConfig:
     "Read the sizes off the shapes"
     need(sd, 'class_emb.weight', "a VAR transformer's checkpoint")
-    K,width = sd['head.weight'].shape; hidden = len(sd['blocks.0.ffn.fc1.bias'])
-    scales = tuple(round(n**.5) for n in sd['lvl_1L'].flatten().bincount().tolist()) if 'lvl_1L' in sd else var_scales
-    return TransformerConfig(scales, K, sd['word_embed.weight'].shape[1], len(sd['class_emb.weight'])-1, width=width, heads=sd['blocks.0.attn.scale_mul_1H11'].numel(),
-                             depth=1+max(int(n.split('.')[1]) for n in sd if n.startswith('blocks.')), mlp_ratio=hidden/width, shared_ada='shared_ada_lin.1.weight' in sd)
+    K, width = sd['head.weight'].shape
+    hidden = len(sd['blocks.0.ffn.fc1.bias'])
+    scales = (
+        tuple(round(n**0.5) for n in sd['lvl_1L'].flatten().bincount().tolist())
+        if 'lvl_1L' in sd
+        else var_scales
+    )
+    return TransformerConfig(
+        scales,
+        K,
+        sd['word_embed.weight'].shape[1],
+        len(sd['class_emb.weight']) - 1,
+        width=width,
+        heads=sd['blocks.0.attn.scale_mul_1H11'].numel(),
+        depth=1 + max(int(n.split('.')[1]) for n in sd if n.startswith('blocks.')),
+        mlp_ratio=hidden / width,
+        shared_ada='shared_ada_lin.1.weight' in sd,
+    )
 
-def transformer_from_var(sd:dict # VAR's transformer: name -> tensor
-)->NFIGTransformer: # float32, in eval mode
+
+def transformer_from_var(
+    sd: dict,  # VAR's transformer: name -> tensor
+) -> NFIGTransformer:  # float32, in eval mode
     "VAR's transformer as ours; ValueError if it is something else"
-    weights = {n:t.flatten() if n.endswith('.ada.shift') else t for n,t in rename(sd,var_names).items()}
+    weights = {
+        n: t.flatten() if n.endswith('.ada.shift') else t for n, t in rename(sd, var_names).items()
+    }
     return load_weights(NFIGTransformer(transformer_config(sd)), weights, "VAR's checkpoint").eval()
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #c8e41a82
-def phis(sd:dict # name -> tensor
-)->int:
+def phis(
+    sd: dict,  # name -> tensor
+) -> int:
     "Smoothing convolutions in a checkpoint"
     return sum(n.startswith('quantize.quant_resi.qresi_ls.') and n.endswith('.bias') for n in sd)
 
-def fill_codebook(model, # tokenizer or quantiser, whose codebook counts use
-    weights:dict, # renamed tensors
-)->dict: # complete
-    "A published codebook is no longer waiting for data; where the use of codes is not in the checkpoint, all count as used"
-    own = model.state_dict(); new = {k:v for k,v in own.items() if k.endswith(('codebook.usage','codebook.started'))}
-    return {**{k:torch.ones_like(v) for k,v in new.items()}, **weights}
 
-def quantizer_from_var(sd:dict, # VAR's VQ-VAE, or only its `quantize.*`: name -> tensor
-    scales=var_scales, # sides of the token grids
-)->ResidualQuantizer: # float32, in eval mode
+def fill_codebook(
+    model,  # tokenizer or quantiser, whose codebook counts use
+    weights: dict,  # renamed tensors
+) -> dict:  # complete
+    "A published codebook is no longer waiting for data; where the use of codes is not in the checkpoint, all count as used"
+    own = model.state_dict()
+    new = {k: v for k, v in own.items() if k.endswith(('codebook.usage', 'codebook.started'))}
+    return {**{k: torch.ones_like(v) for k, v in new.items()}, **weights}
+
+
+def quantizer_from_var(
+    sd: dict,  # VAR's VQ-VAE, or only its `quantize.*`: name -> tensor
+    scales=var_scales,  # sides of the token grids
+) -> ResidualQuantizer:  # float32, in eval mode
     "VAR's quantiser as ours; ValueError if it is something else"
-    need(sd, 'quantize.embedding.weight', "a VAR autoencoder's checkpoint"); K,dim = sd['quantize.embedding.weight'].shape
-    q = build_quantizer(TokenizerConfig(scales=tuple(scales), codebook_size=K, latent_dim=dim, target='full', down='area', phi=phis(sd)))
-    weights = {k.removeprefix('quantizer.'):v for k,v in rename(sd,vae_names).items() if k.startswith('quantizer.')}
-    return load_weights(q, fill_codebook(q,weights), "VAR's checkpoint").eval()
+    need(sd, 'quantize.embedding.weight', "a VAR autoencoder's checkpoint")
+    K, dim = sd['quantize.embedding.weight'].shape
+    q = build_quantizer(
+        TokenizerConfig(
+            scales=tuple(scales),
+            codebook_size=K,
+            latent_dim=dim,
+            target='full',
+            down='area',
+            phi=phis(sd),
+        )
+    )
+    weights = {
+        k.removeprefix('quantizer.'): v
+        for k, v in rename(sd, vae_names).items()
+        if k.startswith('quantizer.')
+    }
+    return load_weights(q, fill_codebook(q, weights), "VAR's checkpoint").eval()
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #2ba08dcc
-def tokenizer_config(sd:dict, # VAR's VQ-VAE: name -> tensor
-    scales=var_scales, # sides of the token grids
-)->TokenizerConfig:
+def tokenizer_config(
+    sd: dict,  # VAR's VQ-VAE: name -> tensor
+    scales=var_scales,  # sides of the token grids
+) -> TokenizerConfig:
     "Read the sizes off the shapes"
     need(sd, 'encoder.conv_in.weight', "a VAR autoencoder's checkpoint")
-    K,dim = sd['quantize.embedding.weight'].shape; width = len(sd['encoder.conv_in.bias'])
-    levels = 1+max(int(n.split('.')[2]) for n in sd if n.startswith('encoder.down.'))
-    ch = [len(sd[f'encoder.down.{i}.block.0.conv1.bias'])//width for i in range(levels)]
+    K, dim = sd['quantize.embedding.weight'].shape
+    width = len(sd['encoder.conv_in.bias'])
+    levels = 1 + max(int(n.split('.')[2]) for n in sd if n.startswith('encoder.down.'))
+    ch = [len(sd[f'encoder.down.{i}.block.0.conv1.bias']) // width for i in range(levels)]
     blocks = sum(n.startswith('encoder.down.0.block.') and n.endswith('conv1.bias') for n in sd)
-    return TokenizerConfig(scales[-1]*2**(levels-1), tuple(scales), K, dim, target='full', down='area', width=width, multipliers=tuple(ch), blocks=blocks,
-                           phi=phis(sd), latent_norm=False, quant_conv=sd['quant_conv.weight'].shape[-1])
+    return TokenizerConfig(
+        scales[-1] * 2 ** (levels - 1),
+        tuple(scales),
+        K,
+        dim,
+        target='full',
+        down='area',
+        width=width,
+        multipliers=tuple(ch),
+        blocks=blocks,
+        phi=phis(sd),
+        latent_norm=False,
+        quant_conv=sd['quant_conv.weight'].shape[-1],
+    )
 
-def vqvae_from_var(sd:dict, # VAR's VQ-VAE: name -> tensor
-    scales=var_scales, # sides of the token grids
-)->FRVAE: # float32, in eval mode
+
+def vqvae_from_var(
+    sd: dict,  # VAR's VQ-VAE: name -> tensor
+    scales=var_scales,  # sides of the token grids
+) -> FRVAE:  # float32, in eval mode
     "VAR's VQ-VAE as ours; ValueError if it is something else"
-    tok = build_tokenizer(tokenizer_config(sd,scales))
-    return load_weights(tok, fill_codebook(tok,rename(sd,vae_names)), "VAR's checkpoint").eval()
+    tok = build_tokenizer(tokenizer_config(sd, scales))
+    return load_weights(tok, fill_codebook(tok, rename(sd, vae_names)), "VAR's checkpoint").eval()
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #458f3513
-def transformer_to_var(model:NFIGTransformer # with scales in VAR's order
-)->dict: # name -> tensor, as VAR's own code saves it
+def transformer_to_var(
+    model: NFIGTransformer,  # with scales in VAR's order
+) -> dict:  # name -> tensor, as VAR's own code saves it
     "Our transformer as VAR's; ValueError in raster order, which VAR does not have"
     c = model.config
-    if c.order!='stages': raise ValueError(f"order {c.order!r} given: VAR's code knows stages only")
-    shape = (1,1,6,c.width); sd = {n:t.view(shape) if n.endswith('.ada_gss') else t for n,t in rename(model.state_dict(), var_names, back=True).items()}
-    mask = torch.zeros(len(stage_of(c.scales)),len(stage_of(c.scales))).masked_fill(~block_causal_mask(c.scales), float('-inf'))
-    return {'lvl_1L':stage_of(c.scales)[None], 'attn_bias_for_masking':mask[None,None], **{f'blocks.{i}.attn.zero_k_bias':torch.zeros(c.width) for i in range(c.depth)}, **sd}
+    if c.order != 'stages':
+        raise ValueError(f"order {c.order!r} given: VAR's code knows stages only")
+    shape = (1, 1, 6, c.width)
+    sd = {
+        n: t.view(shape) if n.endswith('.ada_gss') else t
+        for n, t in rename(model.state_dict(), var_names, back=True).items()
+    }
+    mask = torch.zeros(len(stage_of(c.scales)), len(stage_of(c.scales))).masked_fill(
+        ~block_causal_mask(c.scales), float('-inf')
+    )
+    return {
+        'lvl_1L': stage_of(c.scales)[None],
+        'attn_bias_for_masking': mask[None, None],
+        **{f'blocks.{i}.attn.zero_k_bias': torch.zeros(c.width) for i in range(c.depth)},
+        **sd,
+    }
 
-def vqvae_to_var(tok:FRVAE # with VAR's quantiser and CNNs on both ends
-)->dict: # name -> tensor, as VAR's own code saves it
+
+def vqvae_to_var(
+    tok: FRVAE,  # with VAR's quantiser and CNNs on both ends
+) -> dict:  # name -> tensor, as VAR's own code saves it
     "Our tokenizer as VAR's; ValueError names the settings that VAR's code does not have"
-    k = tok.config; need = dict(target='full', down='area', metric='l2', encoder='cnn', decoder='cnn', latent_norm=False, gains=False)
-    if other := [f'{n}={getattr(k,n)!r}' for n,v in need.items() if getattr(k,n)!=v]: raise ValueError(f"VAR's code cannot run this tokenizer ({', '.join(other)}): only tokenizers with {', '.join(f'{n}={v!r}' for n,v in need.items())} can be written for it")
-    return {n:t for n,t in rename(tok.state_dict(), vae_names, back=True).items() if not n.endswith('codebook.started')}
+    k = tok.config
+    need = dict(
+        target='full',
+        down='area',
+        metric='l2',
+        encoder='cnn',
+        decoder='cnn',
+        latent_norm=False,
+        gains=False,
+    )
+    if other := [f'{n}={getattr(k, n)!r}' for n, v in need.items() if getattr(k, n) != v]:
+        raise ValueError(
+            f"VAR's code cannot run this tokenizer ({', '.join(other)}): only tokenizers with {', '.join(f'{n}={v!r}' for n, v in need.items())} can be written for it"
+        )
+    return {
+        n: t
+        for n, t in rename(tok.state_dict(), vae_names, back=True).items()
+        if not n.endswith('codebook.started')
+    }
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #bc76e4ab
-def read_var(path, # .pth or .safetensors file of VAR's, or a dict of tensors
-    part:str, # what is looked for in a trainer's file: 'var_wo_ddp' or 'vae_local'
-)->dict: # name -> tensor
+def read_var(
+    path,  # .pth or .safetensors file of VAR's, or a dict of tensors
+    part: str,  # what is looked for in a trainer's file: 'var_wo_ddp' or 'vae_local'
+) -> dict:  # name -> tensor
     "A checkpoint of VAR's; FileNotFoundError or ValueError in words if it cannot be read"
-    if isinstance(path,dict): return path
-    if not Path(path).is_file(): raise FileNotFoundError(f"no file {path}: download VAR's checkpoints first, for example from https://huggingface.co/FoundationVision/var")
-    if Path(path).suffix=='.safetensors': return load_file(path)
-    try: sd = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError,RuntimeError,EOFError) as e: raise ValueError(f"{path} is not a complete checkpoint of tensors ({str(e).splitlines()[0]}): it was cut off, or it holds objects that could run code and are not read") from e
-    sd = sd.get('trainer',sd); return sd.get(part,sd)
+    if isinstance(path, dict):
+        return path
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no file {path}: download VAR's checkpoints first, for example from https://huggingface.co/FoundationVision/var"
+        )
+    if Path(path).suffix == '.safetensors':
+        return load_file(path)
+    try:
+        sd = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
+        raise ValueError(
+            f"{path} is not a complete checkpoint of tensors ({str(e).splitlines()[0]}): it was cut off, or it holds objects that could run code and are not read"
+        ) from e
+    sd = sd.get('trainer', sd)
+    return sd.get(part, sd)
 
-def pipeline_from_var(vae, # VAR's VQ-VAE: .pth or .safetensors file, or dict of tensors
-    var, # VAR's transformer, likewise
-    classes=None, # names; ImageNet's for 1,000 classes, else numbers
-)->NFIGPipeline: # float32, on the CPU
+
+def pipeline_from_var(
+    vae,  # VAR's VQ-VAE: .pth or .safetensors file, or dict of tensors
+    var,  # VAR's transformer, likewise
+    classes=None,  # names; ImageNet's for 1,000 classes, else numbers
+) -> NFIGPipeline:  # float32, on the CPU
     "VAR's two checkpoints as a pipeline with VAR's own sampling settings; errors say which file is wrong"
-    t = transformer_from_var(read_var(var,'var_wo_ddp')); c = t.config
-    if classes is None and c.classes==len(imagenet_classes()): classes = imagenet_classes()
-    about = dict(name=f'VAR-d{c.depth}', license='mit', source='converted from a checkpoint of https://github.com/FoundationVision/VAR')
-    return NFIGPipeline(vqvae_from_var(read_var(vae,'vae_local'), c.scales), t, classes, SampleConfig(cfg_scale=1.5, top_k=900, top_p=.96), about)
+    t = transformer_from_var(read_var(var, 'var_wo_ddp'))
+    c = t.config
+    if classes is None and c.classes == len(imagenet_classes()):
+        classes = imagenet_classes()
+    about = dict(
+        name=f'VAR-d{c.depth}',
+        license='mit',
+        source='converted from a checkpoint of https://github.com/FoundationVision/VAR',
+    )
+    return NFIGPipeline(
+        vqvae_from_var(read_var(vae, 'vae_local'), c.scales),
+        t,
+        classes,
+        SampleConfig(cfg_scale=1.5, top_k=900, top_p=0.96),
+        about,
+    )
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #737395fb
-def pipeline_to_var(pipe:NFIGPipeline, # with VAR's architecture
-    folder, # gets vae.pth and var.pth
+def pipeline_to_var(
+    pipe: NFIGPipeline,  # with VAR's architecture
+    folder,  # gets vae.pth and var.pth
 ):
     "Write a pipeline as the two files that VAR's code reads"
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    for name,sd in dict(vae=vqvae_to_var(pipe.tokenizer), var=transformer_to_var(pipe.transformer)).items():
-        with replacing(folder/f'{name}.pth') as tmp: torch.save(sd, tmp)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sd in dict(
+        vae=vqvae_to_var(pipe.tokenizer), var=transformer_to_var(pipe.transformer)
+    ).items():
+        with replacing(folder / f'{name}.pth') as tmp:
+            torch.save(sd, tmp)
+
 
 @call_parse
 def convert(
-    source:str, # VAR's VQ-VAE (.pth), or with --back the folder of a pipeline
-    var:str='', # VAR's transformer (.pth)
-    out:str='converted', # folder to write
-    half:store_true=False, # store 16-bit weights
-    back:store_true=False, # from a pipeline to VAR's two files
+    source: str,  # VAR's VQ-VAE (.pth), or with --back the folder of a pipeline
+    var: str = '',  # VAR's transformer (.pth)
+    out: str = 'converted',  # folder to write
+    half: store_true = False,  # store 16-bit weights
+    back: store_true = False,  # from a pipeline to VAR's two files
 ):
     "Convert VAR's checkpoints into a pipeline, or a pipeline back"
-    if back: pipeline_to_var(NFIGPipeline.from_pretrained(source), out)
-    elif var: pipeline_from_var(source, var).save_pretrained(out, torch.float16 if half else None)
-    else: raise SystemExit("error: two files are needed, VAE and VAR: nfig_convert vae_ch160v4096z32.pth var_d16.pth")
+    if back:
+        pipeline_to_var(NFIGPipeline.from_pretrained(source), out)
+    elif var:
+        pipeline_from_var(source, var).save_pretrained(out, torch.float16 if half else None)
+    else:
+        raise SystemExit(
+            "error: two files are needed, VAE and VAR: nfig_convert vae_ch160v4096z32.pth var_d16.pth"
+        )
     print(f'written to {out}')

@@ -7,60 +7,88 @@ __all__ = ['is_hub_name', 'fetch', 'model_card', 'Shared']
 
 # %% ../../nbs/3_transformer/35_hub.ipynb #585f0715
 import os
-from huggingface_hub import ModelCardData,ModelHubMixin,snapshot_download
-from huggingface_hub.errors import HfHubHTTPError,HFValidationError,LocalEntryNotFoundError,OfflineModeIsEnabled
+from huggingface_hub import ModelCardData, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import validate_repo_id
 from pathlib import Path
 from ..core.io import write_folder
 
 # %% ../../nbs/3_transformer/35_hub.ipynb #cea9d706
-def is_hub_name(source # a name or path
-)->bool:
+def is_hub_name(
+    source,  # a name or path
+) -> bool:
     "Could this be the name of a model on the hub, as owner/name?"
-    try: validate_repo_id(str(source))
-    except HFValidationError: return False
-    return str(source).count('/')==1
+    try:
+        validate_repo_id(str(source))
+    except HFValidationError:
+        return False
+    return str(source).count('/') == 1
 
-def fetch(source:str, # owner/name
-    **hub, # revision, token, cache_dir, local_files_only, ... of `huggingface_hub.snapshot_download`
-)->Path: # the folder on this machine
+
+def fetch(
+    source: str,  # owner/name
+    **hub,  # revision, token, cache_dir, local_files_only, ... of `huggingface_hub.snapshot_download`
+) -> Path:  # the folder on this machine
     "A model's folder from the hub or its cache; FileNotFoundError in words if it cannot be had"
-    try: return Path(snapshot_download(str(source), allow_patterns=['*.json','*.safetensors','README.md'], **hub))
-    except (HfHubHTTPError,LocalEntryNotFoundError,OfflineModeIsEnabled,OSError) as e:
+    try:
+        return Path(
+            snapshot_download(
+                str(source), allow_patterns=['*.json', '*.safetensors', 'README.md'], **hub
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise FileNotFoundError(f"{source} is no folder here, and could not be fetched from the Hugging Face hub either ({reason}): check the name and the connection, or give the folder that save_pretrained wrote") from e
+        raise FileNotFoundError(
+            f"{source} is no folder here, and could not be fetched from the Hugging Face hub either ({reason}): check the name and the connection, or give the folder that save_pretrained wrote"
+        ) from e
 
 # %% ../../nbs/3_transformer/35_hub.ipynb #cef45d79
-def model_card(text:str, # markdown
-    **fields, # license, tags, library_name, pipeline_tag, ...
-)->str: # README.md
+def model_card(
+    text: str,  # markdown
+    **fields,  # license, tags, library_name, pipeline_tag, ...
+) -> str:  # README.md
     "A page with its fields in front"
     return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n\n{text.strip()}\n"
 
 # %% ../../nbs/3_transformer/35_hub.ipynb #22ee60fc
 class Shared(ModelHubMixin):
     "Saves itself as a folder of safetensors and JSON, and can be published on the hub"
-    def save_pretrained(self, folder, # where to put it
-        dtype=None, # of the stored weights, as torch.float16; their own if None
-        config=None, # unused: the mixin gives it
-        model_card_kwargs:dict=None, # the mixin's way to hand `dtype` through
+
+    def save_pretrained(
+        self,
+        folder,  # where to put it
+        dtype=None,  # of the stored weights, as torch.float16; their own if None
+        config=None,  # unused: the mixin gives it
+        model_card_kwargs: dict = None,  # the mixin's way to hand `dtype` through
     ):
         "Write everything to a folder, as a whole or not at all"
         dtype = dtype or (model_card_kwargs or {}).get('dtype')
+
         def fill(d):
-            self.fill_folder(d, dtype); (d/'README.md').write_text(self.card(), encoding='utf-8')
+            self.fill_folder(d, dtype)
+            (d / 'README.md').write_text(self.card(), encoding='utf-8')
+
         write_folder(folder, fill)
 
-    def push_to_hub(self, name:str, # owner/name
-        dtype=None, # of the stored weights; their own if None
-        **hub, # private, token, commit_message, branch, create_pr, ... of the mixin
-    )->str: # address of the commit
+    def push_to_hub(
+        self,
+        name: str,  # owner/name
+        dtype=None,  # of the stored weights; their own if None
+        **hub,  # private, token, commit_message, branch, create_pr, ... of the mixin
+    ) -> str:  # address of the commit
         "Publish on the Hugging Face hub, where from_pretrained(name) finds it"
         return super().push_to_hub(name, model_card_kwargs=dict(dtype=dtype), **hub)
 
     @classmethod
-    def from_pretrained(cls, source, # a folder, or owner/name on the hub
-        **hub, # revision, token, ... of `fetch`
-    ): # an instance
+    def from_pretrained(
+        cls,
+        source,  # a folder, or owner/name on the hub
+        **hub,  # revision, token, ... of `fetch`
+    ):  # an instance
         "Read from a folder or from the hub; errors say which part is missing or broken"
         return cls.load_folder(Path(source) if os.path.isdir(source) else fetch(source, **hub))

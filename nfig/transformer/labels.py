@@ -6,7 +6,8 @@
 __all__ = ['imagenet_rows', 'plain', 'imagenet_names', 'imagenet_classes', 'synonyms', 'ambiguous', 'class_number', 'label_ids']
 
 # %% ../../nbs/3_transformer/34_labels.ipynb #03e720a3
-import nfig,torch
+import nfig
+import torch
 from functools import lru_cache
 from pathlib import Path
 from torch import Tensor
@@ -14,70 +15,106 @@ from ..core.config import did_you_mean
 
 # %% ../../nbs/3_transformer/34_labels.ipynb #2151d47a
 @lru_cache
-def imagenet_rows()->tuple: # 1,000 of (WordNet identifier, names, definition)
+def imagenet_rows() -> tuple:  # 1,000 of (WordNet identifier, names, definition)
     "What the package knows about the classes of ImageNet-1k, in their usual order"
-    text = (Path(nfig.__file__).parent/'assets'/'imagenet-classes.tsv').read_text(encoding='utf-8')
+    text = (Path(nfig.__file__).parent / 'assets' / 'imagenet-classes.tsv').read_text(
+        encoding='utf-8'
+    )
     rows = [line.split('\t') for line in text.splitlines()]
-    return tuple((wnid, tuple(names.split(', ')), definition) for wnid,names,definition in rows)
+    return tuple((wnid, tuple(names.split(', ')), definition) for wnid, names, definition in rows)
 
 # %% ../../nbs/3_transformer/34_labels.ipynb #b3b1343d
-def plain(name:str # as typed
-)->str:
+def plain(
+    name: str,  # as typed
+) -> str:
     "A name without regard to capital letters and underscores"
-    return ' '.join(str(name).lower().replace('_',' ').split())
+    return ' '.join(str(name).lower().replace('_', ' ').split())
+
 
 @lru_cache
-def imagenet_names()->dict: # plain name or identifier -> numbers of the classes that are called so
+def imagenet_names() -> (
+    dict
+):  # plain name or identifier -> numbers of the classes that are called so
     "Everything that an ImageNet class is called"
     found = {}
-    for i,(wnid,names,_) in enumerate(imagenet_rows()):
-        for n in dict.fromkeys(map(plain,(wnid,*names))): found.setdefault(n,[]).append(i)
+    for i, (wnid, names, _) in enumerate(imagenet_rows()):
+        for n in dict.fromkeys(map(plain, (wnid, *names))):
+            found.setdefault(n, []).append(i)
     return found
 
 # %% ../../nbs/3_transformer/34_labels.ipynb #ee78098a
 @lru_cache
-def imagenet_classes()->tuple: # 1,000 names, all different
+def imagenet_classes() -> tuple:  # 1,000 names, all different
     "One name for each class of ImageNet-1k"
-    def one(wnid, names): return next((n for n in names if len(imagenet_names()[plain(n)])==1), f'{names[0]} ({wnid})')
-    return tuple(one(wnid,names) for wnid,names,_ in imagenet_rows())
+
+    def one(wnid, names):
+        return next(
+            (n for n in names if len(imagenet_names()[plain(n)]) == 1), f'{names[0]} ({wnid})'
+        )
+
+    return tuple(one(wnid, names) for wnid, names, _ in imagenet_rows())
 
 # %% ../../nbs/3_transformer/34_labels.ipynb #364b68c4
-def synonyms(classes # a model's class names
-)->dict: # plain name -> class numbers; empty if these are not ImageNet's classes
+def synonyms(
+    classes,  # a model's class names
+) -> dict:  # plain name -> class numbers; empty if these are not ImageNet's classes
     "What else the classes are called"
     classes = tuple(classes)
-    if len(classes)!=len(imagenet_rows()): return {}
-    identifiers = tuple(wnid for wnid,*_ in imagenet_rows())
-    return imagenet_names() if classes in (imagenet_classes(),identifiers) else {}
+    if len(classes) != len(imagenet_rows()):
+        return {}
+    identifiers = tuple(wnid for wnid, *_ in imagenet_rows())
+    return imagenet_names() if classes in (imagenet_classes(), identifiers) else {}
 
-def ambiguous(name:str, # as typed
-    found:list, # the class numbers it may mean
-)->str: # a message to raise
+
+def ambiguous(
+    name: str,  # as typed
+    found: list,  # the class numbers it may mean
+) -> str:  # a message to raise
     "An error text that tells the meanings of a name apart"
-    return f"{name!r} may be "+' or '.join(f'{i} ({imagenet_rows()[i][0]}: {imagenet_rows()[i][2]})' for i in found)+": give the number or the identifier"
+    return (
+        f"{name!r} may be "
+        + ' or '.join(f'{i} ({imagenet_rows()[i][0]}: {imagenet_rows()[i][2]})' for i in found)
+        + ": give the number or the identifier"
+    )
 
 # %% ../../nbs/3_transformer/34_labels.ipynb #8649859a
-def class_number(label, # int, class name, or None for no class
-    classes:list, # names
-    also:dict={}, # other names, as `imagenet.plain` writes them -> class numbers
-)->int:
+def class_number(
+    label,  # int, class name, or None for no class
+    classes: list,  # names
+    also: dict = {},  # other names, as `imagenet.plain` writes them -> class numbers
+) -> int:
     "The number of a class; ValueError names close matches of an unknown one, and all meanings of an ambiguous one"
-    if label is None: return len(classes)
-    if isinstance(label,str):
-        if label in classes: return classes.index(label)
-        found = also.get(plain(label)) or [i for i,c in enumerate(classes) if c.lower()==label.lower()][:1]
-        if len(found)>1: raise ValueError(ambiguous(label, found))
-        if found: return found[0]
-        if not label.isdigit(): raise ValueError(did_you_mean(label, [*classes,*also], 'class'))
-    if not 0<=int(label)<len(classes): raise ValueError(f"class number {label} given, this model has {len(classes)} classes, 0 to {len(classes)-1}: {', '.join(classes[:20])}")
+    if label is None:
+        return len(classes)
+    if isinstance(label, str):
+        if label in classes:
+            return classes.index(label)
+        found = (
+            also.get(plain(label))
+            or [i for i, c in enumerate(classes) if c.lower() == label.lower()][:1]
+        )
+        if len(found) > 1:
+            raise ValueError(ambiguous(label, found))
+        if found:
+            return found[0]
+        if not label.isdigit():
+            raise ValueError(did_you_mean(label, [*classes, *also], 'class'))
+    if not 0 <= int(label) < len(classes):
+        raise ValueError(
+            f"class number {label} given, this model has {len(classes)} classes, 0 to {len(classes) - 1}: {', '.join(classes[:20])}"
+        )
     return int(label)
 
-def label_ids(labels, # int, class name, None for no class, or a list of these
-    classes, # names
-    also:dict={}, # other names, see `class_number`
-)->Tensor: # (B,) int64
+
+def label_ids(
+    labels,  # int, class name, None for no class, or a list of these
+    classes,  # names
+    also: dict = {},  # other names, see `class_number`
+) -> Tensor:  # (B,) int64
     "Class numbers; ValueError if there are none, or one is unknown"
-    names = [str(c) for c in classes]; labels = labels.tolist() if isinstance(labels,Tensor) else labels
-    labels = list(labels) if isinstance(labels,(list,tuple,range)) else [labels]
-    if not labels: raise ValueError("no labels given: name at least one class")
-    return torch.tensor([class_number(l,names,also) for l in labels])
+    names = [str(c) for c in classes]
+    labels = labels.tolist() if isinstance(labels, Tensor) else labels
+    labels = list(labels) if isinstance(labels, (list, tuple, range)) else [labels]
+    if not labels:
+        raise ValueError("no labels given: name at least one class")
+    return torch.tensor([class_number(l, names, also) for l in labels])

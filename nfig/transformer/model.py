@@ -12,271 +12,405 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from itertools import accumulate
 from math import log
-from torch import Tensor,nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..core.config import TransformerConfig
-from .attention import attend,attend_chunks,chunks
+from .attention import attend, attend_chunks, chunks
 
 # %% ../../nbs/3_transformer/32_model.ipynb #b7eb56e5
-def stage_of(scales, # sides of the token grids
-)->Tensor: # (L,) int64
+def stage_of(
+    scales,  # sides of the token grids
+) -> Tensor:  # (L,) int64
     "The stage each of the L tokens belongs to"
-    return torch.cat([torch.full((s*s,),i) for i,s in enumerate(scales)])
+    return torch.cat([torch.full((s * s,), i) for i, s in enumerate(scales)])
 
-def block_causal_mask(scales, # sides of the token grids
-)->Tensor: # (L,L) bool, True where row may see column
+
+def block_causal_mask(
+    scales,  # sides of the token grids
+) -> Tensor:  # (L,L) bool, True where row may see column
     "A token sees its own stage and all earlier ones, whole"
     stage = stage_of(scales)
-    return stage[:,None]>=stage[None]
+    return stage[:, None] >= stage[None]
 
 # %% ../../nbs/3_transformer/32_model.ipynb #e053cfc8
 class KVCache:
     "Keys and values of all blocks, with room for exactly `length` tokens"
-    def __init__(self, blocks:int, # attention layers
-        batch:int, # sequences B
-        heads:int, # attention heads H
-        length:int, # tokens L of a whole image
-        dim:int, # channels d of a head
-        dtype=None, # of keys and values
-        device=None, # where they are
-    ):
-        self.kv = torch.empty(blocks,2,batch,heads,length,dim,dtype=dtype,device=device)
-        self.filled = [0]*blocks
-        self.modulation = None   # what the class makes of the blocks; the same at all stages
 
-    def append(self, block:int, # attention layer
-        k:Tensor, # (B,H,m,d) new keys
-        v:Tensor, # (B,H,m,d) new values
-    )->tuple: # (keys, values), each (B,H,filled,d): views
+    def __init__(
+        self,
+        blocks: int,  # attention layers
+        batch: int,  # sequences B
+        heads: int,  # attention heads H
+        length: int,  # tokens L of a whole image
+        dim: int,  # channels d of a head
+        dtype=None,  # of keys and values
+        device=None,  # where they are
+    ):
+        self.kv = torch.empty(blocks, 2, batch, heads, length, dim, dtype=dtype, device=device)
+        self.filled = [0] * blocks
+        self.modulation = None  # what the class makes of the blocks; the same at all stages
+
+    def append(
+        self,
+        block: int,  # attention layer
+        k: Tensor,  # (B,H,m,d) new keys
+        v: Tensor,  # (B,H,m,d) new values
+    ) -> tuple:  # (keys, values), each (B,H,filled,d): views
         "Write behind what is there; ValueError if there is no room left"
-        a = self.filled[block]; b = a+k.shape[2]
-        if b>self.kv.shape[4]: raise ValueError(f"{b} tokens given, this cache has room for {self.kv.shape[4]}: one cache serves one pass through the stages, make a new one")
-        self.kv[block,0,:,:,a:b], self.kv[block,1,:,:,a:b] = k,v
+        a = self.filled[block]
+        b = a + k.shape[2]
+        if b > self.kv.shape[4]:
+            raise ValueError(
+                f"{b} tokens given, this cache has room for {self.kv.shape[4]}: one cache serves one pass through the stages, make a new one"
+            )
+        self.kv[block, 0, :, :, a:b], self.kv[block, 1, :, :, a:b] = k, v
         self.filled[block] = b
-        return self.kv[block,:,:,:,:b].unbind(0)
+        return self.kv[block, :, :, :, :b].unbind(0)
 
 # %% ../../nbs/3_transformer/32_model.ipynb #77f892a3
 class SetLength(torch.autograd.Function):
     "Vectors along the last dimension brought to a length, and the gradient: a projection"
+
     @staticmethod
-    def forward(ctx, x:Tensor, # (...,d)
-        length:Tensor, # new lengths s, broadcastable to (...,1)
-    )->Tensor: # (...,d)
+    def forward(
+        ctx,
+        x: Tensor,  # (...,d)
+        length: Tensor,  # new lengths s, broadcastable to (...,1)
+    ) -> Tensor:  # (...,d)
         "s x/|x|; zero stays zero"
-        norm = torch.linalg.vector_norm(x,dim=-1,keepdim=True,dtype=torch.promote_types(x.dtype,torch.float32))
-        a = (length/norm.clamp_(min=1e-12)).to(x.dtype)
-        y = x*a; ctx.save_for_backward(y,a,length)
+        norm = torch.linalg.vector_norm(
+            x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+        )
+        a = (length / norm.clamp_(min=1e-12)).to(x.dtype)
+        y = x * a
+        ctx.save_for_backward(y, a, length)
         return y
 
     @staticmethod
-    def backward(ctx, g:Tensor # (...,d)
-    )->tuple: # gradients of x and of the length
+    def backward(
+        ctx,
+        g: Tensor,  # (...,d)
+    ) -> tuple:  # gradients of x and of the length
         "The equations above"
-        y,a,s = ctx.saved_tensors; dot = torch.linalg.vecdot(y,g)[...,None].to(s.dtype)
-        return torch.addcmul(g, y, (dot/s**2).to(g.dtype), value=-1)*a, (dot/s).sum_to_size(s.shape)
+        y, a, s = ctx.saved_tensors
+        dot = torch.linalg.vecdot(y, g)[..., None].to(s.dtype)
+        return torch.addcmul(g, y, (dot / s**2).to(g.dtype), value=-1) * a, (dot / s).sum_to_size(
+            s.shape
+        )
 
 # %% ../../nbs/3_transformer/32_model.ipynb #a8775885
 class CosineAttention(nn.Module):
     "Multi-head attention with queries and keys of length one and a learned sharpness per head"
-    def __init__(self, dim:int, # channels D
-        heads:int, # heads H
+
+    def __init__(
+        self,
+        dim: int,  # channels D
+        heads: int,  # heads H
     ):
         super().__init__()
         self.heads = heads
-        self.qkv,self.proj = nn.Linear(dim,3*dim,bias=False), nn.Linear(dim,dim)
-        self.q_bias,self.v_bias = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
-        self.log_scale = nn.Parameter(torch.full((1,heads,1,1), log(4.)))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
+        self.log_scale = nn.Parameter(torch.full((1, heads, 1, 1), log(4.0)))
 
-    def forward(self, x:Tensor, # (B,m,D) tokens
-        mask:Tensor=None, # (m,m) bool; None when generating
-        chunks:tuple=(), # cut attention here, see `attention.chunks`
-        cache:KVCache=None, # earlier keys and values
-        block:int=0, # which block's, in the cache
-    )->Tensor: # (B,m,D)
+    def forward(
+        self,
+        x: Tensor,  # (B,m,D) tokens
+        mask: Tensor = None,  # (m,m) bool; None when generating
+        chunks: tuple = (),  # cut attention here, see `attention.chunks`
+        cache: KVCache = None,  # earlier keys and values
+        block: int = 0,  # which block's, in the cache
+    ) -> Tensor:  # (B,m,D)
         "Look at the tokens that the mask allows, or at all that are in the cache"
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q,k,v = F.linear(x, self.qkv.weight, bias).unflatten(2,(3,self.heads,-1)).permute(2,0,3,1,4)   # (B,H,m,d) each
-        q = SetLength.apply(q, self.log_scale.clamp(max=log(100.)).exp())
+        q, k, v = (
+            F.linear(x, self.qkv.weight, bias)
+            .unflatten(2, (3, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )  # (B,H,m,d) each
+        q = SetLength.apply(q, self.log_scale.clamp(max=log(100.0)).exp())
         k = SetLength.apply(k, torch.ones_like(self.log_scale))
-        if cache is not None: k,v = cache.append(block, k, v)
-        o = attend_chunks(q,k,v,mask,chunks) if chunks else attend(q,k,v,mask)
-        return self.proj(o.transpose(1,2).flatten(2))
+        if cache is not None:
+            k, v = cache.append(block, k, v)
+        o = attend_chunks(q, k, v, mask, chunks) if chunks else attend(q, k, v, mask)
+        return self.proj(o.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/3_transformer/32_model.ipynb #67ce8ad0
-def modulate(x:Tensor, # (B,L,D)
-    scale:Tensor, # (B,1,D)
-    shift:Tensor, # (B,1,D)
-)->Tensor: # (B,L,D) in the precision of the modulation
+def modulate(
+    x: Tensor,  # (B,L,D)
+    scale: Tensor,  # (B,1,D)
+    shift: Tensor,  # (B,1,D)
+) -> Tensor:  # (B,L,D) in the precision of the modulation
     "LayerNorm without weights of its own, then a scale and a shift that depend on the class"
-    return torch.addcmul(shift, F.layer_norm(x,x.shape[-1:],eps=1e-6).to(scale.dtype), 1+scale)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6).to(scale.dtype), 1 + scale)
 
-def drop_gate(gate:Tensor, # (B,1,D)
-    p:float, # probability of zero
-)->Tensor: # (B,1,D)
+
+def drop_gate(
+    gate: Tensor,  # (B,1,D)
+    p: float,  # probability of zero
+) -> Tensor:  # (B,1,D)
     "Stochastic depth: the gate of an image is zero with probability `p`, and its mean is kept"
-    keep = torch.rand(len(gate),1,1,device=gate.device)>=p
-    return gate*(keep.to(gate.dtype)/(1-p))
+    keep = torch.rand(len(gate), 1, 1, device=gate.device) >= p
+    return gate * (keep.to(gate.dtype) / (1 - p))
+
 
 class MLP(nn.Sequential):
     "Linear, GELU (tanh form), linear"
-    def __init__(self, dim:int, # channels D
-        hidden:int, # channels between
-    ): super().__init__(nn.Linear(dim,hidden), nn.GELU(approximate='tanh'), nn.Linear(hidden,dim))
+
+    def __init__(
+        self,
+        dim: int,  # channels D
+        hidden: int,  # channels between
+    ):
+        super().__init__(
+            nn.Linear(dim, hidden), nn.GELU(approximate='tanh'), nn.Linear(hidden, dim)
+        )
 
 # %% ../../nbs/3_transformer/32_model.ipynb #690a87a6
 class Shift(nn.Module):
     "Adds a vector"
-    def __init__(self, dim:int # numbers
-    ): super().__init__(); self.shift = nn.Parameter(torch.randn(dim)*(6/dim)**.5)
-    def forward(self, x:Tensor)->Tensor: return x+self.shift   # (B,dim)
+
+    def __init__(
+        self,
+        dim: int,  # numbers
+    ):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(dim) * (6 / dim) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift  # (B,dim)
 
 # %% ../../nbs/3_transformer/32_model.ipynb #8ab5f0a8
 class AdaLNBlock(nn.Module):
     "Attention and MLP, modulated by the class"
-    def __init__(self, dim:int, # channels D
-        heads:int, # attention heads
-        hidden:int, # channels inside the MLP
-        drop_path:float=0., # probability of dropping a branch in training
-        shared:bool=False, # `modulation` gets what one layer made for all blocks, and adds the block's own
+
+    def __init__(
+        self,
+        dim: int,  # channels D
+        heads: int,  # attention heads
+        hidden: int,  # channels inside the MLP
+        drop_path: float = 0.0,  # probability of dropping a branch in training
+        shared: bool = False,  # `modulation` gets what one layer made for all blocks, and adds the block's own
     ):
         super().__init__()
         self.drop_path = drop_path
-        self.attn,self.mlp = CosineAttention(dim,heads), MLP(dim,hidden)
-        self.ada = Shift(6*dim) if shared else nn.Sequential(nn.SiLU(), nn.Linear(dim,6*dim))   # rows: gamma1, gamma2, scale1, scale2, shift1, shift2
+        self.attn = CosineAttention(dim, heads)
+        self.mlp = MLP(dim, hidden)
+        self.ada = (
+            Shift(6 * dim) if shared else nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        )  # rows: gamma1, gamma2, scale1, scale2, shift1, shift2
 
-    def modulation(self, cond:Tensor # (B,D) class embedding, or (B,6D) if shared
-    )->tuple: # six tensors (B,1,D)
+    def modulation(
+        self,
+        cond: Tensor,  # (B,D) class embedding, or (B,6D) if shared
+    ) -> tuple:  # six tensors (B,1,D)
         "Gates, scales and shifts; the same for all tokens and stages of an image"
-        return self.ada(cond).unflatten(1,(6,1,-1)).unbind(1)
+        return self.ada(cond).unflatten(1, (6, 1, -1)).unbind(1)
 
-    def forward(self, x:Tensor, # (B,L,D)
-        modulation:tuple, # from `modulation`
-        **attn, # mask or cache, for `CosineAttention`
-    )->Tensor: # (B,L,D)
+    def forward(
+        self,
+        x: Tensor,  # (B,L,D)
+        modulation: tuple,  # from `modulation`
+        **attn,  # mask or cache, for `CosineAttention`
+    ) -> Tensor:  # (B,L,D)
         "The two equations above"
-        g1,g2,s1,s2,b1,b2 = modulation
-        if self.training and self.drop_path: g1,g2 = drop_gate(g1,self.drop_path), drop_gate(g2,self.drop_path)
-        x = x + g1*self.attn(modulate(x,s1,b1), **attn)
-        return x + g2*self.mlp(modulate(x,s2,b2))
+        g1, g2, s1, s2, b1, b2 = modulation
+        if self.training and self.drop_path:
+            g1 = drop_gate(g1, self.drop_path)
+            g2 = drop_gate(g2, self.drop_path)
+        x = x + g1 * self.attn(modulate(x, s1, b1), **attn)
+        return x + g2 * self.mlp(modulate(x, s2, b2))
 
 # %% ../../nbs/3_transformer/32_model.ipynb #1ed993a2
 class NFIGTransformer(nn.Module):
     "Next-frequency prediction: class and earlier stages in, logits of the codes of the next stage out (section 3.2)"
-    def __init__(self, config:TransformerConfig # all sizes
+
+    def __init__(
+        self,
+        config: TransformerConfig,  # all sizes
     ):
         super().__init__()
-        c,d = config,config.width; self.config,self.ends = c, list(accumulate(s*s for s in c.grids))
-        self.class_embed = nn.Embedding(c.classes+1, d)                        # the last row is "no class"
-        self.word_embed,self.level_embed = nn.Linear(c.latent_dim,d), nn.Embedding(len(c.scales),d)
-        self.pos_start,self.pos_embed = nn.Parameter(torch.empty(1,self.ends[0],d)), nn.Parameter(torch.empty(1,self.ends[-1],d))
-        drops = [c.drop_path*i/max(1,c.depth-1) for i in range(c.depth)]       # deeper blocks are dropped more often
-        self.shared_ada = nn.Sequential(nn.SiLU(), nn.Linear(d,6*d)) if c.shared_ada else nn.Identity()
-        self.blocks = nn.ModuleList(AdaLNBlock(d,c.heads,int(d*c.mlp_ratio),p,c.shared_ada) for p in drops)
-        self.head_ada,self.head = nn.Sequential(nn.SiLU(), nn.Linear(d,2*d)), nn.Linear(d,c.codebook_size)
+        c, d = config, config.width
+        self.config = c
+        self.ends = list(accumulate(s * s for s in c.grids))
+        self.class_embed = nn.Embedding(c.classes + 1, d)  # the last row is "no class"
+        self.word_embed = nn.Linear(c.latent_dim, d)
+        self.level_embed = nn.Embedding(len(c.scales), d)
+        self.pos_start, self.pos_embed = (
+            nn.Parameter(torch.empty(1, self.ends[0], d)),
+            nn.Parameter(torch.empty(1, self.ends[-1], d)),
+        )
+        drops = [
+            c.drop_path * i / max(1, c.depth - 1) for i in range(c.depth)
+        ]  # deeper blocks are dropped more often
+        self.shared_ada = (
+            nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d)) if c.shared_ada else nn.Identity()
+        )
+        self.blocks = nn.ModuleList(
+            AdaLNBlock(d, c.heads, int(d * c.mlp_ratio), p, c.shared_ada) for p in drops
+        )
+        self.head_ada = nn.Sequential(nn.SiLU(), nn.Linear(d, 2 * d))
+        self.head = nn.Linear(d, c.codebook_size)
         self.register_buffer('mask', block_causal_mask(c.grids), persistent=False)
-        self.chunks, self.recompute = chunks([s*s for s in c.grids]), False    # True: less memory in training, a third more work
+        # True: less memory in training, a third more work
+        self.chunks = chunks([s * s for s in c.grids])
+        self.recompute = False
         self.register_buffer('level', stage_of(c.scales), persistent=False)
         init_weights(self)
 
 # %% ../../nbs/3_transformer/32_model.ipynb #39b6587e
 @torch.no_grad()
-def init_weights(model:NFIGTransformer # changed in place
+def init_weights(
+    model: NFIGTransformer,  # changed in place
 ):
     "VAR's initialisation"
-    c,std = model.config, (1/3/model.config.width)**.5
+    c = model.config
+    std = (1 / 3 / model.config.width) ** 0.5
     for m in model.modules():
-        if isinstance(m,(nn.Linear,nn.Embedding)): nn.init.trunc_normal_(m.weight, std=std)
-        if isinstance(m,nn.Linear) and m.bias is not None: m.bias.zero_()
-    for p in (model.pos_start, model.pos_embed): nn.init.trunc_normal_(p, std=std)
-    model.head.weight.mul_(.02); model.head_ada[1].weight.mul_(.5)
+        if isinstance(m, (nn.Linear, nn.Embedding)):
+            nn.init.trunc_normal_(m.weight, std=std)
+        if isinstance(m, nn.Linear) and m.bias is not None:
+            m.bias.zero_()
+    for p in (model.pos_start, model.pos_embed):
+        nn.init.trunc_normal_(p, std=std)
+    model.head.weight.mul_(0.02)
+    model.head_ada[1].weight.mul_(0.5)
     for b in model.blocks:
-        for out in (b.attn.proj, b.mlp[2]): out.weight.div_((2*c.depth)**.5)
-        gates,rest = (b.ada.shift if c.shared_ada else b.ada[1].weight).split([2*c.width,4*c.width])
-        gates.mul_(c.gamma_init); rest.mul_(.5)
+        for out in (b.attn.proj, b.mlp[2]):
+            out.weight.div_((2 * c.depth) ** 0.5)
+        gates, rest = (b.ada.shift if c.shared_ada else b.ada[1].weight).split(
+            [2 * c.width, 4 * c.width]
+        )
+        gates.mul_(c.gamma_init)
+        rest.mul_(0.5)
 
 # %% ../../nbs/3_transformer/32_model.ipynb #2ffc37dc
 @patch
-def embed_class(self:NFIGTransformer,
-    labels:Tensor, # (B,) int64, `classes` means "no class"
-)->Tensor: # (B,D)
+def embed_class(
+    self: NFIGTransformer,
+    labels: Tensor,  # (B,) int64, `classes` means "no class"
+) -> Tensor:  # (B,D)
     "The class embedding. ValueError if a label does not exist"
     n = self.config.classes
-    if labels.device.type=='cpu' and not torch.compiler.is_compiling():        # elsewhere looking at values would stall the queue
-        if len(labels) and not 0<=int(labels.min())<=int(labels.max())<=n: raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} given, this model knows classes 0 to {n-1}, and {n} for no class")
+    if (
+        labels.device.type == 'cpu' and not torch.compiler.is_compiling()
+    ):  # elsewhere looking at values would stall the queue
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= n:
+            raise ValueError(
+                f"labels from {int(labels.min())} to {int(labels.max())} given, this model knows classes 0 to {n - 1}, and {n} for no class"
+            )
     return self.class_embed(labels)
 
+
 @patch
-def position_embedding(self:NFIGTransformer,
-    a:int, # first token
-    b:int, # behind the last token
-)->Tensor: # (1,b-a,D)
+def position_embedding(
+    self: NFIGTransformer,
+    a: int,  # first token
+    b: int,  # behind the last token
+) -> Tensor:  # (1,b-a,D)
     "What tokens a to b are told about where they are"
-    return self.pos_embed[:,a:b] + self.level_embed(self.level[a:b])
+    return self.pos_embed[:, a:b] + self.level_embed(self.level[a:b])
 
 # %% ../../nbs/3_transformer/32_model.ipynb #fa564036
 @patch
-def modulations(self:NFIGTransformer,
-    cond:Tensor, # (B,D)
-)->list: # depth+1 tuples of (B,1,D)
+def modulations(
+    self: NFIGTransformer,
+    cond: Tensor,  # (B,D)
+) -> list:  # depth+1 tuples of (B,1,D)
     "What the class does to each block, and to the head"
     shared = self.shared_ada(cond)
-    return [b.modulation(shared) for b in self.blocks] + [self.head_ada(cond).unflatten(1,(2,1,-1)).unbind(1)]
+    return [b.modulation(shared) for b in self.blocks] + [
+        self.head_ada(cond).unflatten(1, (2, 1, -1)).unbind(1)
+    ]
+
 
 @patch
-def predict(self:NFIGTransformer,
-    x:Tensor, # (B,m,D) tokens with their places
-    mods:list, # from `modulations`
-    **attn, # mask and chunks, or cache
-)->Tensor: # (B,m,K) float32
+def predict(
+    self: NFIGTransformer,
+    x: Tensor,  # (B,m,D) tokens with their places
+    mods: list,  # from `modulations`
+    **attn,  # mask and chunks, or cache
+) -> Tensor:  # (B,m,K) float32
     "Blocks and head"
-    for i,(block,m) in enumerate(zip(self.blocks, mods)):
-        x = checkpoint(block, x, m, block=i, use_reentrant=False, **attn) if self.recompute and torch.is_grad_enabled() else block(x, m, block=i, **attn)
+    for i, (block, m) in enumerate(zip(self.blocks, mods)):
+        x = (
+            checkpoint(block, x, m, block=i, use_reentrant=False, **attn)
+            if self.recompute and torch.is_grad_enabled()
+            else block(x, m, block=i, **attn)
+        )
     return self.head(modulate(x, *mods[-1])).float()
 
 # %% ../../nbs/3_transformer/32_model.ipynb #a4fde43b
-def drop_labels(labels:Tensor, # (B,) int64
-    none:int, # the row for "no class"
-    p:float, # share that is replaced
-)->Tensor: # (B,)
+def drop_labels(
+    labels: Tensor,  # (B,) int64
+    none: int,  # the row for "no class"
+    p: float,  # share that is replaced
+) -> Tensor:  # (B,)
     "Replace labels at random, for classifier-free guidance"
-    return torch.where(torch.rand(labels.shape,device=labels.device)<p, none, labels)
+    return torch.where(torch.rand(labels.shape, device=labels.device) < p, none, labels)
+
 
 @patch
-def forward(self:NFIGTransformer,
-    labels:Tensor, # (B,) int64
-    inputs:Tensor, # (B, L-s_0^2, C) the quantiser's `teacher_inputs`
-)->Tensor: # (B,L,K) logits
+def forward(
+    self: NFIGTransformer,
+    labels: Tensor,  # (B,) int64
+    inputs: Tensor,  # (B, L-s_0^2, C) the quantiser's `teacher_inputs`
+) -> Tensor:  # (B,L,K) logits
     "All stages at once, for training; labels are dropped at random in training mode. ValueError if sizes do not fit"
-    c,first,L = self.config, self.ends[0], self.ends[-1]
-    if inputs.shape!=(len(labels), L-first, c.latent_dim): raise ValueError(f"inputs of shape {tuple(inputs.shape)} given, {len(labels)} labels and scales {c.scales} need {(len(labels), L-first, c.latent_dim)}: use the tokenizer this transformer was configured for")
-    if self.training: labels = drop_labels(labels, c.classes, c.label_drop)
+    c = self.config
+    first = self.ends[0]
+    L = self.ends[-1]
+    if inputs.shape != (len(labels), L - first, c.latent_dim):
+        raise ValueError(
+            f"inputs of shape {tuple(inputs.shape)} given, {len(labels)} labels and scales {c.scales} need {(len(labels), L - first, c.latent_dim)}: use the tokenizer this transformer was configured for"
+        )
+    if self.training:
+        labels = drop_labels(labels, c.classes, c.label_drop)
     cond = self.embed_class(labels)
-    x = torch.cat([cond[:,None]+self.pos_start, self.word_embed(inputs.to(cond.dtype))], 1) + self.position_embedding(0,L)   # (B,L,D)
+    x = torch.cat(
+        [cond[:, None] + self.pos_start, self.word_embed(inputs.to(cond.dtype))], 1
+    ) + self.position_embedding(0, L)  # (B,L,D)
     return self.predict(x, self.modulations(cond), mask=self.mask, chunks=self.chunks)
 
 # %% ../../nbs/3_transformer/32_model.ipynb #39ba6a72
 @patch
-def new_cache(self:NFIGTransformer,
-    batch:int, # sequences
-    dtype=None, # of keys and values; if None that of autocast, or else of the weights
-    device=None, # that of the weights if None
-)->KVCache:
+def new_cache(
+    self: NFIGTransformer,
+    batch: int,  # sequences
+    dtype=None,  # of keys and values; if None that of autocast, or else of the weights
+    device=None,  # that of the weights if None
+) -> KVCache:
     "Empty, with room for one image's tokens"
-    c,w = self.config,self.pos_embed; device = device or w.device; kind = torch.device(device).type
-    if dtype is None: dtype = torch.get_autocast_dtype(kind) if kind!='meta' and torch.is_autocast_enabled(kind) else w.dtype
-    return KVCache(c.depth, batch, c.heads, self.ends[-1], c.width//c.heads, dtype, device)
+    c, w = self.config, self.pos_embed
+    device = device or w.device
+    kind = torch.device(device).type
+    if dtype is None:
+        dtype = (
+            torch.get_autocast_dtype(kind)
+            if kind != 'meta' and torch.is_autocast_enabled(kind)
+            else w.dtype
+        )
+    return KVCache(c.depth, batch, c.heads, self.ends[-1], c.width // c.heads, dtype, device)
+
 
 @patch
-def stage(self:NFIGTransformer,
-    i:int, # stage, from 0
-    cond:Tensor, # (B,D) from `embed_class`
-    x:Tensor, # (B,s_i^2,C) the quantiser's `next_input`; None for the first stage
-    cache:KVCache, # from `new_cache`; stages 0..i-1 are in it, this one will be
-)->Tensor: # (B,s_i^2,K) logits
+def stage(
+    self: NFIGTransformer,
+    i: int,  # stage, from 0
+    cond: Tensor,  # (B,D) from `embed_class`
+    x: Tensor,  # (B,s_i^2,C) the quantiser's `next_input`; None for the first stage
+    cache: KVCache,  # from `new_cache`; stages 0..i-1 are in it, this one will be
+) -> Tensor:  # (B,s_i^2,K) logits
     "One stage, for generation. ValueError if the input is not of this stage"
-    a,b = ([0]+self.ends)[i:i+2]; need = (len(cond), b-a, self.config.latent_dim) if i else None
+    a, b = ([0] + self.ends)[i : i + 2]
+    need = (len(cond), b - a, self.config.latent_dim) if i else None
     given = None if x is None else tuple(x.shape)
-    if given!=need or cache.filled[0]!=a: raise ValueError(f"stage {i} needs {a} tokens in the cache and an input of shape {need}; given: {cache.filled[0]} and {given}")
-    if i==0: cache.modulation = self.modulations(cond)
-    x = self.word_embed(x.to(cond.dtype)) if i else cond[:,None]+self.pos_start
-    return self.predict(x+self.position_embedding(a,b), cache.modulation, cache=cache)
+    if given != need or cache.filled[0] != a:
+        raise ValueError(
+            f"stage {i} needs {a} tokens in the cache and an input of shape {need}; given: {cache.filled[0]} and {given}"
+        )
+    if i == 0:
+        cache.modulation = self.modulations(cond)
+    x = self.word_embed(x.to(cond.dtype)) if i else cond[:, None] + self.pos_start
+    return self.predict(x + self.position_embedding(a, b), cache.modulation, cache=cache)

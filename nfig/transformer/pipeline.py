@@ -7,240 +7,410 @@ __all__ = ['orders', 'usage', 'GuidedSampler', 'whole_grid', 'token_by_token', '
            'NFIGPipeline', 'load_transformer', 'bundled', 'load_pipeline']
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #689bad82
-import json,torch
-from dataclasses import asdict,replace
+import json
+import torch
+from dataclasses import asdict, replace
 from fastcore.basics import patch
 from itertools import islice
 from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
-from ..core.config import SampleConfig,TransformerConfig,did_you_mean,from_dict,save_config
-from ..core.io import assets,load_weights,read_config,read_weights,write_folder
+from ..core.config import SampleConfig, TransformerConfig, did_you_mean, from_dict, save_config
+from ..core.io import assets, load_weights, read_config, read_weights, write_folder
 from ..tokenizer.quantizer import ResidualQuantizer
 from ..tokenizer.frvae import FRVAE
-from .model import KVCache,NFIGTransformer
-from .sampling import check_sample,choose,guidance_weights,guide,uniforms
-from .labels import label_ids,synonyms
-from .hub import Shared,fetch,is_hub_name,model_card
+from .model import KVCache, NFIGTransformer
+from .sampling import check_sample, choose, guidance_weights, guide, uniforms
+from .labels import label_ids, synonyms
+from .hub import Shared, fetch, is_hub_name, model_card
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #e27ab1b6
 @patch
-def narrow(self:KVCache, batch:int # sequences to keep, the first ones
+def narrow(
+    self: KVCache,
+    batch: int,  # sequences to keep, the first ones
 ):
     "Forget the other sequences; what is kept is not copied"
-    self.kv = self.kv[:,:,:batch]
-    if self.modulation is not None: self.modulation = [tuple(t[:batch] for t in m) for m in self.modulation]
+    self.kv = self.kv[:, :, :batch]
+    if self.modulation is not None:
+        self.modulation = [tuple(t[:batch] for t in m) for m in self.modulation]
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #0b2355e7
 class GuidedSampler:
     "Asks a transformer for tokens, step after step, with guidance for as long as that is of use"
-    def __init__(self, transformer:NFIGTransformer, # in eval mode
-        labels:Tensor, # (B,) int64
-        sample:SampleConfig, # truncation
-        weights:list, # guidance of every stage
-    ):
-        self.transformer,self.sample,self.weights,self.B = transformer,sample,weights,len(labels)
-        self.guided = sum(any(weights[i:]) for i in range(len(weights)))                       # stages up to the last one with a weight
-        none = torch.full_like(labels, transformer.config.classes)
-        self.cond = transformer.embed_class(torch.cat([labels,none]) if self.guided else labels) # (2B,D) or (B,D)
-        self.cache,self.step,self.last = transformer.new_cache(len(self.cond)),0,None
 
-    def __call__(self, i:int, # stage
-        x:Tensor, # (B,m,C) what the transformer reads; None at the first step
-        u:Tensor, # (B,m) in [0,1)
-    )->Tensor: # (B,m) int64
+    def __init__(
+        self,
+        transformer: NFIGTransformer,  # in eval mode
+        labels: Tensor,  # (B,) int64
+        sample: SampleConfig,  # truncation
+        weights: list,  # guidance of every stage
+    ):
+        self.transformer = transformer
+        self.sample = sample
+        self.weights = weights
+        self.B = len(labels)
+        self.guided = sum(
+            any(weights[i:]) for i in range(len(weights))
+        )  # stages up to the last one with a weight
+        none = torch.full_like(labels, transformer.config.classes)
+        self.cond = transformer.embed_class(
+            torch.cat([labels, none]) if self.guided else labels
+        )  # (2B,D) or (B,D)
+        self.cache = transformer.new_cache(len(self.cond))
+        self.step = 0
+        self.last = None
+
+    def __call__(
+        self,
+        i: int,  # stage
+        x: Tensor,  # (B,m,C) what the transformer reads; None at the first step
+        u: Tensor,  # (B,m) in [0,1)
+    ) -> Tensor:  # (B,m) int64
         "The tokens of the next step"
-        if i==self.guided and len(self.cond)>self.B: self.cond = self.cond[:self.B]; self.cache.narrow(self.B)
-        if x is not None: x = x.repeat(len(self.cond)//self.B,1,1)
+        if i == self.guided and len(self.cond) > self.B:
+            self.cond = self.cond[: self.B]
+            self.cache.narrow(self.B)
+        if x is not None:
+            x = x.repeat(len(self.cond) // self.B, 1, 1)
         logits = self.transformer.stage(self.step, self.cond, x, self.cache)
-        if len(logits)>self.B: logits = guide(logits, self.weights[i]) if self.weights[i] else logits[:self.B]
-        self.step,self.last = self.step+1,choose(logits, self.sample, u)
+        if len(logits) > self.B:
+            logits = guide(logits, self.weights[i]) if self.weights[i] else logits[: self.B]
+        self.step, self.last = self.step + 1, choose(logits, self.sample, u)
         return self.last
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #3c1208a7
-def whole_grid(ask:GuidedSampler, quantizer:ResidualQuantizer, i:int, # stage
-    f_hat:Tensor, # (B,C,h,w) running sum
-    u:Tensor, # (B,s_i^2) in [0,1)
-)->Tensor: # (B,s_i^2) int64
+def whole_grid(
+    ask: GuidedSampler,
+    quantizer: ResidualQuantizer,
+    i: int,  # stage
+    f_hat: Tensor,  # (B,C,h,w) running sum
+    u: Tensor,  # (B,s_i^2) in [0,1)
+) -> Tensor:  # (B,s_i^2) int64
     "All tokens of a stage in one step, from the running sum"
-    return ask(i, quantizer.next_input(f_hat,i) if i else None, u)
+    return ask(i, quantizer.next_input(f_hat, i) if i else None, u)
 
-def token_by_token(ask:GuidedSampler, quantizer:ResidualQuantizer, i:int, f_hat:Tensor, u:Tensor, # as above
-)->Tensor: # (B,s_i^2) int64
+
+def token_by_token(
+    ask: GuidedSampler,
+    quantizer: ResidualQuantizer,
+    i: int,
+    f_hat: Tensor,
+    u: Tensor,  # as above
+) -> Tensor:  # (B,s_i^2) int64
     "The tokens of a stage in raster order, each from the code of the one before it"
-    return torch.cat([ask(i, None if ask.last is None else quantizer.codebook(ask.last), v) for v in u.split(1,1)], 1)
+    return torch.cat(
+        [
+            ask(i, None if ask.last is None else quantizer.codebook(ask.last), v)
+            for v in u.split(1, 1)
+        ],
+        1,
+    )
+
 
 orders = dict(stages=whole_grid, raster=token_by_token)
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #c803c488
-def training_inputs(quantizer:ResidualQuantizer, tokens:list, # n tensors (B,s_i^2)
-    order:str, # of the transformer
-)->Tensor: # (B, L - tokens of the first step, C)
+def training_inputs(
+    quantizer: ResidualQuantizer,
+    tokens: list,  # n tensors (B,s_i^2)
+    order: str,  # of the transformer
+) -> Tensor:  # (B, L - tokens of the first step, C)
     "What the transformer reads in training, when all tokens are known: the same as while generating them"
-    return quantizer.teacher_inputs(tokens) if order=='stages' else quantizer.codebook(torch.cat(tokens,1)[:,:-1])
+    return (
+        quantizer.teacher_inputs(tokens)
+        if order == 'stages'
+        else quantizer.codebook(torch.cat(tokens, 1)[:, :-1])
+    )
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #ef886c73
 @torch.no_grad()
-def generate_stages(transformer:NFIGTransformer, # in eval mode
-    quantizer:ResidualQuantizer, # the one it was trained with
-    labels:Tensor, # (B,) int64, `classes` means "no class"
-    sample:SampleConfig=SampleConfig(), # guidance and truncation
-    seeds=None, # an integer for each image; 0, 1, ... if None
-): # yields `quantizer.Stage`s
+def generate_stages(
+    transformer: NFIGTransformer,  # in eval mode
+    quantizer: ResidualQuantizer,  # the one it was trained with
+    labels: Tensor,  # (B,) int64, `classes` means "no class"
+    sample: SampleConfig = SampleConfig(),  # guidance and truncation
+    seeds=None,  # an integer for each image; 0, 1, ... if None
+):  # yields `quantizer.Stage`s
     "Stage after stage of B new images; ValueError on settings without meaning"
     check_sample(sample)
-    B, n, sizes = len(labels), len(quantizer.scales), [s*s for s in quantizer.scales]
-    u = uniforms(range(B) if seeds is None else seeds, sum(sizes), labels.device).split(sizes,1)
-    ask,tokens_of = GuidedSampler(transformer, labels, sample, guidance_weights(sample,n)), orders[transformer.config.order]
-    yield from quantizer.stages(lambda i,f_hat: tokens_of(ask, quantizer, i, f_hat, u[i]), B)
+    B = len(labels)
+    n = len(quantizer.scales)
+    sizes = [s * s for s in quantizer.scales]
+    u = uniforms(range(B) if seeds is None else seeds, sum(sizes), labels.device).split(sizes, 1)
+    ask = GuidedSampler(transformer, labels, sample, guidance_weights(sample, n))
+    tokens_of = orders[transformer.config.order]
+    yield from quantizer.stages(lambda i, f_hat: tokens_of(ask, quantizer, i, f_hat, u[i]), B)
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #37830b50
-def generate(transformer, quantizer, labels:Tensor, sample:SampleConfig=SampleConfig(), seeds=None, # as above
-)->list: # n tensors (B,s_i^2) int64
+def generate(
+    transformer,
+    quantizer,
+    labels: Tensor,
+    sample: SampleConfig = SampleConfig(),
+    seeds=None,  # as above
+) -> list:  # n tensors (B,s_i^2) int64
     "The tokens of new images"
     return [st.tokens for st in generate_stages(transformer, quantizer, labels, sample, seeds)]
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #085570fc
 class NFIGPipeline(Shared):
     "Tokenizer, transformer and class names: from a class to images"
-    def __init__(self, tokenizer:FRVAE, # trained
-        transformer:NFIGTransformer, # trained on its tokens
-        classes=None, # names; numbers if None
-        sample:SampleConfig=SampleConfig(), # what is used unless a call says otherwise
-        about:dict=None, # plain facts for its card: license, data, steps, ...
+
+    def __init__(
+        self,
+        tokenizer: FRVAE,  # trained
+        transformer: NFIGTransformer,  # trained on its tokens
+        classes=None,  # names; numbers if None
+        sample: SampleConfig = SampleConfig(),  # what is used unless a call says otherwise
+        about: dict = None,  # plain facts for its card: license, data, steps, ...
     ):
-        a,b = tokenizer.config,transformer.config
-        for k in ('scales','codebook_size','latent_dim'):
-            if getattr(a,k)!=getattr(b,k): raise ValueError(f"the tokenizer has {k} {getattr(a,k)}, the transformer {getattr(b,k)}: they were not trained together")
+        a, b = tokenizer.config, transformer.config
+        for k in ('scales', 'codebook_size', 'latent_dim'):
+            if getattr(a, k) != getattr(b, k):
+                raise ValueError(
+                    f"the tokenizer has {k} {getattr(a, k)}, the transformer {getattr(b, k)}: they were not trained together"
+                )
         self.classes = [str(c) for c in (range(b.classes) if classes is None else classes)]
-        if len(self.classes)!=b.classes: raise ValueError(f"{len(self.classes)} class names given, the transformer knows {b.classes} classes")
-        self.tokenizer,self.transformer,self.sample,self.about = tokenizer.eval(),transformer.eval(),sample,dict(about or {})
-        self.also = synonyms(self.classes)                                                 # ImageNet's classes have more names than one
+        if len(self.classes) != b.classes:
+            raise ValueError(
+                f"{len(self.classes)} class names given, the transformer knows {b.classes} classes"
+            )
+        self.tokenizer = tokenizer.eval()
+        self.transformer = transformer.eval()
+        self.sample = sample
+        self.about = dict(about or {})
+        self.also = synonyms(self.classes)  # ImageNet's classes have more names than one
 
     @property
-    def device(self): return self.tokenizer.post_quant_conv.weight.device
+    def device(self):
+        return self.tokenizer.post_quant_conv.weight.device
+
 
 @patch
-def settings(self:NFIGPipeline, **given)->SampleConfig: # fields of `SampleConfig`; None leaves the default
+def settings(
+    self: NFIGPipeline, **given
+) -> SampleConfig:  # fields of `SampleConfig`; None leaves the default
     "The pipeline's settings with changes; ValueError names a misspelt one"
-    if bad := set(given)-set(asdict(self.sample)): raise ValueError(did_you_mean(sorted(bad)[0], asdict(self.sample), 'sampling setting'))
-    return replace(self.sample, **{k:v for k,v in given.items() if v is not None})
+    if bad := set(given) - set(asdict(self.sample)):
+        raise ValueError(did_you_mean(sorted(bad)[0], asdict(self.sample), 'sampling setting'))
+    return replace(self.sample, **{k: v for k, v in given.items() if v is not None})
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #37aa4fba
 @patch
-def batches(self:NFIGPipeline, labels, n:int, seed:int, batch_size:int, **sample): # as for a call
+def batches(
+    self: NFIGPipeline, labels, n: int, seed: int, batch_size: int, **sample
+):  # as for a call
     "Yields the stages (an iterator) of each batch of images"
-    if n<1 or batch_size<1: raise ValueError(f"n {n} and batch_size {batch_size} given, both count images and have to be at least 1")
-    ids,s = label_ids(labels,self.classes,self.also).repeat_interleave(n), self.settings(**sample); check_sample(s)
+    if n < 1 or batch_size < 1:
+        raise ValueError(
+            f"n {n} and batch_size {batch_size} given, both count images and have to be at least 1"
+        )
+    ids = label_ids(labels, self.classes, self.also).repeat_interleave(n)
+    s = self.settings(**sample)
+    check_sample(s)
     for part in torch.arange(len(ids)).split(batch_size):
-        yield generate_stages(self.transformer, self.tokenizer.quantizer, ids[part].to(self.device), s, (seed+part).tolist())
+        yield generate_stages(
+            self.transformer,
+            self.tokenizer.quantizer,
+            ids[part].to(self.device),
+            s,
+            (seed + part).tolist(),
+        )
+
 
 @patch
 @torch.no_grad()
-def decode_latent(self:NFIGPipeline, f_hat:Tensor # (B,C,h,w) running sum
-)->Tensor: # (B,3,H,W) in [-1,1]
+def decode_latent(
+    self: NFIGPipeline,
+    f_hat: Tensor,  # (B,C,h,w) running sum
+) -> Tensor:  # (B,3,H,W) in [-1,1]
     "The picture of a running sum"
-    return self.tokenizer.decode_latent(f_hat).clamp(-1,1)
+    return self.tokenizer.decode_latent(f_hat).clamp(-1, 1)
+
 
 @patch
-def __call__(self:NFIGPipeline,
-    labels, # class number, class name, None for no class, or a list of these
-    n:int=1, # images of each
-    seed:int=0, # image j of the call has seed+j
-    batch_size:int=64, # images at once
-    stages:int=None, # stop after so many stages, for a preview; all of them if None
-    **sample, # cfg_scale, schedule, weights, top_k, top_p, temperature
-)->Tensor: # (B*n,3,H,W) in [-1,1], the n images of the first label first
+def __call__(
+    self: NFIGPipeline,
+    labels,  # class number, class name, None for no class, or a list of these
+    n: int = 1,  # images of each
+    seed: int = 0,  # image j of the call has seed+j
+    batch_size: int = 64,  # images at once
+    stages: int = None,  # stop after so many stages, for a preview; all of them if None
+    **sample,  # cfg_scale, schedule, weights, top_k, top_p, temperature
+) -> Tensor:  # (B*n,3,H,W) in [-1,1], the n images of the first label first
     "New images, or what is there of them after some stages"
-    most = len(self.tokenizer.config.scales); k = most if stages is None else stages
-    if not 1<=k<=most: raise ValueError(f"a preview after {stages} stages asked for, this model has {most}: choose from 1 to {most}")
-    return torch.cat([self.decode_latent([*islice(walk,k)][-1].f_hat) for walk in self.batches(labels,n,seed,batch_size,**sample)])
+    most = len(self.tokenizer.config.scales)
+    k = most if stages is None else stages
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"a preview after {stages} stages asked for, this model has {most}: choose from 1 to {most}"
+        )
+    return torch.cat(
+        [
+            self.decode_latent([*islice(walk, k)][-1].f_hat)
+            for walk in self.batches(labels, n, seed, batch_size, **sample)
+        ]
+    )
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #76ac06a2
 @patch
-def partials(self:NFIGPipeline, labels, n:int=1, seed:int=0, batch_size:int=64, **sample, # as for a call
-)->list: # a tensor (B*n,3,H,W) for each stage
+def partials(
+    self: NFIGPipeline,
+    labels,
+    n: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    **sample,  # as for a call
+) -> list:  # a tensor (B*n,3,H,W) for each stage
     "New images as they are after every stage"
-    done = [[self.decode_latent(st.f_hat) for st in stages] for stages in self.batches(labels,n,seed,batch_size,**sample)]
+    done = [
+        [self.decode_latent(st.f_hat) for st in stages]
+        for stages in self.batches(labels, n, seed, batch_size, **sample)
+    ]
     return [torch.cat(s) for s in zip(*done)]
 
+
 @patch
-def reconstruct(self:NFIGPipeline, x:Tensor # (B,3,H,W) in [-1,1]
-)->Tensor: # (B,3,H,W)
+def reconstruct(
+    self: NFIGPipeline,
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+) -> Tensor:  # (B,3,H,W)
     "What the tokenizer makes of given images: the best that generation can do"
     return self.tokenizer.reconstruct(x.to(self.tokenizer.post_quant_conv.weight))
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #456f78fb
 @patch
-def save_pretrained(self:NFIGTransformer,
-    folder, # where to put config.json and model.safetensors
-    dtype=None, # of the stored weights, as torch.float16; their own if None
+def save_pretrained(
+    self: NFIGTransformer,
+    folder,  # where to put config.json and model.safetensors
+    dtype=None,  # of the stored weights, as torch.float16; their own if None
 ):
     "Write the transformer to a folder"
+
     def fill(d):
-        save_config(self.config, d/'config.json')
-        save_file({k:v.detach().cpu().to(dtype or v.dtype).contiguous() for k,v in self.state_dict().items()}, d/'model.safetensors')
+        save_config(self.config, d / 'config.json')
+        save_file(
+            {
+                k: v.detach().cpu().to(dtype or v.dtype).contiguous()
+                for k, v in self.state_dict().items()
+            },
+            d / 'model.safetensors',
+        )
+
     write_folder(folder, fill)
 
-def load_transformer(folder # what `save_pretrained` wrote
-)->NFIGTransformer: # float32, in eval mode
+
+def load_transformer(
+    folder,  # what `save_pretrained` wrote
+) -> NFIGTransformer:  # float32, in eval mode
     "Read a transformer from a folder; errors name the file and the tensor"
-    model = NFIGTransformer(read_config(TransformerConfig, Path(folder)/'config.json'))
-    return load_weights(model, read_weights(Path(folder)/'model.safetensors'), folder).eval()
+    model = NFIGTransformer(read_config(TransformerConfig, Path(folder) / 'config.json'))
+    return load_weights(model, read_weights(Path(folder) / 'model.safetensors'), folder).eval()
+
 
 NFIGTransformer.from_pretrained = staticmethod(load_transformer)
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #e03229be
-def bundled()->list: # names
+def bundled() -> list:  # names
     "The pipelines that come with the package"
     return sorted(p.parent.name for p in assets.glob('*/config.json'))
 
+
 @patch
-def fill_folder(self:NFIGPipeline, d:Path, # an empty folder
-    dtype=None, # of the stored weights; their own if None
+def fill_folder(
+    self: NFIGPipeline,
+    d: Path,  # an empty folder
+    dtype=None,  # of the stored weights; their own if None
 ):
     "Write all parts; `save_pretrained` calls it"
-    meta = dict(classes=self.classes, sample=asdict(self.sample)) | (dict(about=self.about) if self.about else {})
-    (d/'config.json').write_text(json.dumps(meta, indent=2)+'\n')
-    self.tokenizer.save_pretrained(d/'tokenizer', dtype); self.transformer.save_pretrained(d/'transformer', dtype)
+    meta = dict(classes=self.classes, sample=asdict(self.sample)) | (
+        dict(about=self.about) if self.about else {}
+    )
+    (d / 'config.json').write_text(json.dumps(meta, indent=2) + '\n')
+    self.tokenizer.save_pretrained(d / 'tokenizer', dtype)
+    self.transformer.save_pretrained(d / 'transformer', dtype)
 
-def load_pipeline(source, # a folder that `save_pretrained` wrote, the name of a bundled pipeline, or owner/name on the hub
-    **hub, # revision, token, ... of `hub.fetch`
-)->NFIGPipeline: # float32, on the CPU
+
+def load_pipeline(
+    source,  # a folder that `save_pretrained` wrote, the name of a bundled pipeline, or owner/name on the hub
+    **hub,  # revision, token, ... of `hub.fetch`
+) -> NFIGPipeline:  # float32, on the CPU
     "Read a pipeline; FileNotFoundError or ValueError says which part is missing or broken"
-    path = next((p for p in (Path(source), assets/str(source)) if p.is_dir()), None)
-    if path is None and not is_hub_name(source): raise FileNotFoundError(f"{source} is neither a folder nor a bundled pipeline, nor the name of one on the hub (owner/name). {did_you_mean(str(source), bundled(), 'pipeline')}")
-    path = path or fetch(source, **hub); meta = read_config(dict, path/'config.json')
-    if missing := {'classes','sample'}-set(meta): raise ValueError(f"{path/'config.json'} has no {' and no '.join(sorted(missing))}: it is not a pipeline's")
-    return NFIGPipeline(FRVAE.from_pretrained(path/'tokenizer'), NFIGTransformer.from_pretrained(path/'transformer'), meta['classes'], from_dict(SampleConfig,meta['sample']), meta.get('about'))
+    path = next((p for p in (Path(source), assets / str(source)) if p.is_dir()), None)
+    if path is None and not is_hub_name(source):
+        raise FileNotFoundError(
+            f"{source} is neither a folder nor a bundled pipeline, nor the name of one on the hub (owner/name). {did_you_mean(str(source), bundled(), 'pipeline')}"
+        )
+    path = path or fetch(source, **hub)
+    meta = read_config(dict, path / 'config.json')
+    if missing := {'classes', 'sample'} - set(meta):
+        raise ValueError(
+            f"{path / 'config.json'} has no {' and no '.join(sorted(missing))}: it is not a pipeline's"
+        )
+    return NFIGPipeline(
+        FRVAE.from_pretrained(path / 'tokenizer'),
+        NFIGTransformer.from_pretrained(path / 'transformer'),
+        meta['classes'],
+        from_dict(SampleConfig, meta['sample']),
+        meta.get('about'),
+    )
+
 
 NFIGPipeline.from_pretrained = NFIGPipeline.load_folder = staticmethod(load_pipeline)
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #dba02f0f
 usage = "```python\nfrom nfig.transformer.pipeline import NFIGPipeline\npipe = NFIGPipeline.from_pretrained('owner/name')   # or the folder that holds this page\nimages = pipe({label!r}, n=4, seed=0)               # (4,3,{size},{size}) in [-1,1]\n```"
 
-def _millions(model): return f'{sum(p.numel() for p in model.parameters())/1e6:.1f} M'
+
+def _millions(model):
+    return f'{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M'
+
 
 @patch
-def card(self:NFIGPipeline)->str: # README.md
+def card(self: NFIGPipeline) -> str:  # README.md
     "What it is, how to use it, and where it came from"
-    k,t,about = self.tokenizer.config,self.transformer.config,dict(self.about); name,licence = about.pop('name','NFIG pipeline'),about.pop('license','unknown')
-    kind = {'band':f'next-frequency (bands: {k.division})','full':'next-scale'}[k.target] if t.order=='stages' else 'raster order'
-    rows = {'generation':f'{kind}, {len(t.grids)} steps, {k.tokens} tokens', 'images':f'{k.image_size} x {k.image_size} pixels',
-            'scales':', '.join(map(str,k.scales)), 'codebook':f'{k.codebook_size} codes of {k.latent_dim} numbers',
-            'tokenizer':f'{k.encoder} encoder, {k.decoder} decoder, {_millions(self.tokenizer)} parameters', 'transformer':f'depth {t.depth}, width {t.width}, {t.heads} heads, {_millions(self.transformer)} parameters',
-            'classes':f"{t.classes}: {', '.join(self.classes[:10])}{', ...' if t.classes>10 else ''}", 'sampling':', '.join(f'{n} {v}' for n,v in asdict(self.sample).items() if v), **about}
-    facts = '\n'.join(f'| {n} | {v} |' for n,v in rows.items())
-    text = f"# {name}\n\nDraws images of a class: a tokenizer and a transformer for the [nfig](https://github.com/nfig/nfig) package.\n\n{usage.format(label=self.classes[0],size=k.image_size)}\n\n| | |\n|---|---|\n{facts}"
-    return model_card(text, license=licence, library_name='nfig', pipeline_tag='unconditional-image-generation', tags=['nfig','image-generation','class-conditional'])
+    k = self.tokenizer.config
+    t = self.transformer.config
+    about = dict(self.about)
+    name = about.pop('name', 'NFIG pipeline')
+    licence = about.pop('license', 'unknown')
+    kind = (
+        {'band': f'next-frequency (bands: {k.division})', 'full': 'next-scale'}[k.target]
+        if t.order == 'stages'
+        else 'raster order'
+    )
+    rows = {
+        'generation': f'{kind}, {len(t.grids)} steps, {k.tokens} tokens',
+        'images': f'{k.image_size} x {k.image_size} pixels',
+        'scales': ', '.join(map(str, k.scales)),
+        'codebook': f'{k.codebook_size} codes of {k.latent_dim} numbers',
+        'tokenizer': f'{k.encoder} encoder, {k.decoder} decoder, {_millions(self.tokenizer)} parameters',
+        'transformer': f'depth {t.depth}, width {t.width}, {t.heads} heads, {_millions(self.transformer)} parameters',
+        'classes': f"{t.classes}: {', '.join(self.classes[:10])}{', ...' if t.classes > 10 else ''}",
+        'sampling': ', '.join(f'{n} {v}' for n, v in asdict(self.sample).items() if v),
+        **about,
+    }
+    facts = '\n'.join(f'| {n} | {v} |' for n, v in rows.items())
+    text = f"# {name}\n\nDraws images of a class: a tokenizer and a transformer for the [nfig](https://github.com/nfig/nfig) package.\n\n{usage.format(label=self.classes[0], size=k.image_size)}\n\n| | |\n|---|---|\n{facts}"
+    return model_card(
+        text,
+        license=licence,
+        library_name='nfig',
+        pipeline_tag='unconditional-image-generation',
+        tags=['nfig', 'image-generation', 'class-conditional'],
+    )
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #fdec2867
 @patch
-def to(self:NFIGPipeline,
-    device=None, # where it shall run; stays if None
-    dtype=None, # of the networks' weights, as torch.bfloat16; stays if None. The quantiser stays in float32
-)->NFIGPipeline: # itself
+def to(
+    self: NFIGPipeline,
+    device=None,  # where it shall run; stays if None
+    dtype=None,  # of the networks' weights, as torch.bfloat16; stays if None. The quantiser stays in float32
+) -> NFIGPipeline:  # itself
     "Move the pipeline, or change its precision"
-    tok = self.tokenizer.to(device); self.transformer.to(device=device,dtype=dtype)
-    for m in (tok.encoder,tok.decoder,tok.quant_conv,tok.post_quant_conv): m.to(dtype=dtype, memory_format=torch.channels_last)
+    tok = self.tokenizer.to(device)
+    self.transformer.to(device=device, dtype=dtype)
+    for m in (tok.encoder, tok.decoder, tok.quant_conv, tok.post_quant_conv):
+        m.to(dtype=dtype, memory_format=torch.channels_last)
     return self

@@ -9,85 +9,117 @@ __all__ = ['schedules', 'guidance_weight', 'guidance_weights', 'guide', 'filter_
 # %% ../../nbs/3_transformer/33_sampling.ipynb #ddfa2407
 import torch
 from torch import Tensor
-from ..core.config import SampleConfig,did_you_mean
+from ..core.config import SampleConfig, did_you_mean
 
 # %% ../../nbs/3_transformer/33_sampling.ipynb #f1494f75
-schedules = dict( # x from 0 (first stage) to 1 (last) -> share of cfg_scale
-    ramp     = lambda x: x,           # VAR's
-    constant = lambda x: 1.,
-    coarse   = lambda x: x*(x<.8),    # the ramp, but off in the last fifth of the stages, where most of the tokens are
+schedules = dict(  # x from 0 (first stage) to 1 (last) -> share of cfg_scale
+    ramp=lambda x: x,  # VAR's
+    constant=lambda x: 1.0,
+    coarse=lambda x: (
+        x * (x < 0.8)
+    ),  # the ramp, but off in the last fifth of the stages, where most of the tokens are
 )
 
 # %% ../../nbs/3_transformer/33_sampling.ipynb #88153612
-def guidance_weight(cfg_scale:float, # guidance at the last stage
-    i:int, # stage, from 0
-    n:int, # stages
-    schedule:str='ramp', # a row of `schedules`
-)->float: # t in the equation above
+def guidance_weight(
+    cfg_scale: float,  # guidance at the last stage
+    i: int,  # stage, from 0
+    n: int,  # stages
+    schedule: str = 'ramp',  # a row of `schedules`
+) -> float:  # t in the equation above
     "How strongly stage `i` is guided; ValueError on an unknown schedule"
-    if schedule not in schedules: raise ValueError(did_you_mean(schedule, schedules, 'schedule of the guidance'))
-    return cfg_scale*schedules[schedule](i/(n-1)) if n>1 else cfg_scale
+    if schedule not in schedules:
+        raise ValueError(did_you_mean(schedule, schedules, 'schedule of the guidance'))
+    return cfg_scale * schedules[schedule](i / (n - 1)) if n > 1 else cfg_scale
 
-def guidance_weights(sample:SampleConfig, # weights, or cfg_scale and schedule
-    n:int, # stages
-)->list: # n numbers
+
+def guidance_weights(
+    sample: SampleConfig,  # weights, or cfg_scale and schedule
+    n: int,  # stages
+) -> list:  # n numbers
     "The guidance of every stage; ValueError if there is not one weight a stage"
-    if not sample.weights: return [guidance_weight(sample.cfg_scale, i, n, sample.schedule) for i in range(n)]
-    if len(sample.weights)!=n: raise ValueError(f"{len(sample.weights)} weights of the guidance given, this model has {n} stages: give one number for each")
+    if not sample.weights:
+        return [guidance_weight(sample.cfg_scale, i, n, sample.schedule) for i in range(n)]
+    if len(sample.weights) != n:
+        raise ValueError(
+            f"{len(sample.weights)} weights of the guidance given, this model has {n} stages: give one number for each"
+        )
     return list(sample.weights)
 
-def guide(logits:Tensor, # (2B,m,K): with class, then without
-    t:float, # weight
-)->Tensor: # (B,m,K)
+
+def guide(
+    logits: Tensor,  # (2B,m,K): with class, then without
+    t: float,  # weight
+) -> Tensor:  # (B,m,K)
     "Classifier-free guidance"
-    c,u = logits.chunk(2)
-    return c + t*(c-u)
+    c, u = logits.chunk(2)
+    return c + t * (c - u)
 
 # %% ../../nbs/3_transformer/33_sampling.ipynb #1ae9f0e8
-def filter_logits(logits:Tensor, # (...,K)
-    top_k:int=0, # keep the k likeliest codes; 0 keeps all
-    top_p:float=0., # keep the smallest set of codes with this probability; 0 keeps all
-    temperature:float=1., # logits are divided by it
-)->Tensor: # (...,K), minus infinity at codes that are left out
+def filter_logits(
+    logits: Tensor,  # (...,K)
+    top_k: int = 0,  # keep the k likeliest codes; 0 keeps all
+    top_p: float = 0.0,  # keep the smallest set of codes with this probability; 0 keeps all
+    temperature: float = 1.0,  # logits are divided by it
+) -> Tensor:  # (...,K), minus infinity at codes that are left out
     "Temperature, then top-k, then top-p. Codes as likely as the last one kept are kept too"
-    logits = logits/temperature if temperature!=1 else logits
-    some = 0<top_k<logits.shape[-1]
-    if not some and not 0<top_p<1: return logits
-    best = logits.topk(top_k if some else logits.shape[-1], sorted=0<top_p<1).values       # (...,k)
-    if 0<top_p<1:
-        p = best.softmax(-1); before = p.cumsum(-1)-p                                      # probability of all better codes
-        best = best.masked_fill(before>=top_p, float('inf'))                               # these are not kept
-    return logits.masked_fill(logits<best.amin(-1,keepdim=True), float('-inf'))
+    logits = logits / temperature if temperature != 1 else logits
+    some = 0 < top_k < logits.shape[-1]
+    if not some and not 0 < top_p < 1:
+        return logits
+    best = logits.topk(top_k if some else logits.shape[-1], sorted=0 < top_p < 1).values  # (...,k)
+    if 0 < top_p < 1:
+        p = best.softmax(-1)
+        before = p.cumsum(-1) - p  # probability of all better codes
+        best = best.masked_fill(before >= top_p, float('inf'))  # these are not kept
+    return logits.masked_fill(logits < best.amin(-1, keepdim=True), float('-inf'))
 
 # %% ../../nbs/3_transformer/33_sampling.ipynb #fd009b28
-def uniforms(seeds, # an integer for each image
-    length:int, # tokens L
-    device=None, # where they are needed
-)->Tensor: # (B,L) in [0,1)
+def uniforms(
+    seeds,  # an integer for each image
+    length: int,  # tokens L
+    device=None,  # where they are needed
+) -> Tensor:  # (B,L) in [0,1)
     "One number per token from a generator per image; the same on all devices and in all batches"
-    return torch.stack([torch.rand(length, generator=torch.Generator().manual_seed(int(s))) for s in seeds]).to(device)
+    return torch.stack(
+        [torch.rand(length, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    ).to(device)
 
-def sample_tokens(logits:Tensor, # (B,m,K)
-    u:Tensor, # (B,m) in [0,1)
-)->Tensor: # (B,m) int64
+
+def sample_tokens(
+    logits: Tensor,  # (B,m,K)
+    u: Tensor,  # (B,m) in [0,1)
+) -> Tensor:  # (B,m) int64
     "Inverse of the cumulative distribution: the first code at which it exceeds `u`"
-    cdf = logits.float().softmax(-1).cumsum(-1)                                            # (B,m,K)
-    total = cdf[...,-1:]
-    x = torch.minimum(u[...,None]*total, torch.nextafter(total,torch.zeros_like(total)))   # stays below the total
-    return torch.searchsorted(cdf, x, right=True)[...,0]
+    cdf = logits.float().softmax(-1).cumsum(-1)  # (B,m,K)
+    total = cdf[..., -1:]
+    x = torch.minimum(
+        u[..., None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )  # stays below the total
+    return torch.searchsorted(cdf, x, right=True)[..., 0]
 
 # %% ../../nbs/3_transformer/33_sampling.ipynb #7504837f
-def check_sample(s:SampleConfig # settings
+def check_sample(
+    s: SampleConfig,  # settings
 ):
     "ValueError if a setting has no meaning"
-    if s.temperature<=0: raise ValueError(f"temperature {s.temperature} given, it has to be above 0: for the likeliest code everywhere use top_k=1")
-    if s.top_k<0 or not 0<=s.top_p<=1: raise ValueError(f"top_k {s.top_k} and top_p {s.top_p} given: top_k counts codes (0 keeps all), top_p is a share between 0 and 1")
+    if s.temperature <= 0:
+        raise ValueError(
+            f"temperature {s.temperature} given, it has to be above 0: for the likeliest code everywhere use top_k=1"
+        )
+    if s.top_k < 0 or not 0 <= s.top_p <= 1:
+        raise ValueError(
+            f"top_k {s.top_k} and top_p {s.top_p} given: top_k counts codes (0 keeps all), top_p is a share between 0 and 1"
+        )
     guidance_weight(s.cfg_scale, 0, 2, s.schedule)
 
-def choose(logits:Tensor, # (B,m,K)
-    sample:SampleConfig, # top_k, top_p, temperature
-    u:Tensor, # (B,m) in [0,1)
-)->Tensor: # (B,m) int64
+
+def choose(
+    logits: Tensor,  # (B,m,K)
+    sample: SampleConfig,  # top_k, top_p, temperature
+    u: Tensor,  # (B,m) in [0,1)
+) -> Tensor:  # (B,m) int64
     "The tokens of one stage"
-    if sample.top_k==1: return logits.argmax(-1)
+    if sample.top_k == 1:
+        return logits.argmax(-1)
     return sample_tokens(filter_logits(logits, sample.top_k, sample.top_p, sample.temperature), u)

@@ -7,211 +7,340 @@ __all__ = ['size_of', 'generator_report', 'together', 'evaluate', 'save_with_fig
            'frequency', 'types', 'ladder', 'rows']
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #b5216d25
-import json,torch
+import json
+import torch
 import torch.distributed as dist
 from fastcore.script import call_parse
 from pathlib import Path
 from ..evaluate import paper as analyses
 from ..core.device import pick_device
-from ..core.distributed import init_distributed,destroy_distributed,world
-from ..core.record import about,write_result
+from ..core.distributed import init_distributed, destroy_distributed, world
+from ..core.record import about, write_result
 from ..core.parts import parse_share
-from ..bands.show import compare_figure,growth_figure,save_figure
+from ..bands.show import compare_figure, growth_figure, save_figure
 from ..tokenizer.frvae import FRVAE
 from ..tokenizer.features import build_extractor
 from ..data.sources import load_data
-from ..evaluate.spectra import compare_spectra,profiles,spectra_figure
-from ..evaluate.tokenizer import evaluate_tokenizer,plot_stage_errors,tokenizer_report
-from ..evaluate.generator import evaluate_samples,open_images,open_samples
-from .train import find_in,friendly
-from .sample import load_pipeline,parse_labels
+from ..evaluate.spectra import compare_spectra, profiles, spectra_figure
+from ..evaluate.tokenizer import evaluate_tokenizer, plot_stage_errors, tokenizer_report
+from ..evaluate.generator import evaluate_samples, open_images, open_samples
+from .train import find_in, friendly
+from .sample import load_pipeline, parse_labels
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #263f7de8
-def size_of(model:Path # run folder of nfig_train, or a pipeline
-)->dict: # plain data: model, parameters, epochs; what is not known is left out
+def size_of(
+    model: Path,  # run folder of nfig_train, or a pipeline
+) -> dict:  # plain data: model, parameters, epochs; what is not known is left out
     "What a row of Tables 3 and 4 says about a model"
-    config = model/'config.json'; c = json.loads(config.read_text()) if config.exists() else {}
-    if 'train' not in c: return dict(model=model.name)
-    t = c['train']; return dict(model=model.name, epochs=t['epochs'] if not t['steps'] else t['steps']*t['batch_size']/c['images'])
+    config = model / 'config.json'
+    c = json.loads(config.read_text()) if config.exists() else {}
+    if 'train' not in c:
+        return dict(model=model.name)
+    t = c['train']
+    return dict(
+        model=model.name,
+        epochs=t['epochs'] if not t['steps'] else t['steps'] * t['batch_size'] / c['images'],
+    )
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #131fd82a
-def generator_report(model, # run folder of nfig_train, pipeline, .npz file or folder of images
-    data, # reference: data set, folder or .npz file
-    split:str='train', # of the reference
-    n:int=50_000, # images
-    seed:int=0, # of the first sample
-    extractor:str='auto', # 'inception', 'effnet', or whichever is there
-    weights=None, # Inception's
-    device=None, # 'cpu', 'cuda:0', ...
-    sample=None, # dict of settings of the pipeline, as cfg_scale
-    **how, # folder, shard, size, batch, progress
-)->dict: # plain data; None if other shards have parts to do
+def generator_report(
+    model,  # run folder of nfig_train, pipeline, .npz file or folder of images
+    data,  # reference: data set, folder or .npz file
+    split: str = 'train',  # of the reference
+    n: int = 50_000,  # images
+    seed: int = 0,  # of the first sample
+    extractor: str = 'auto',  # 'inception', 'effnet', or whichever is there
+    weights=None,  # Inception's
+    device=None,  # 'cpu', 'cuda:0', ...
+    sample=None,  # dict of settings of the pipeline, as cfg_scale
+    **how,  # folder, shard, size, batch, progress
+) -> dict:  # plain data; None if other shards have parts to do
     "Load or draw samples and compare them with real images"
-    eyes = build_extractor(extractor,weights).to(device); images = open_samples(model,n,seed,device,**(sample or {}))
-    m = evaluate_samples(images, open_images(data,images.size,split), eyes, n=n, device=device, **how)
-    pipe = getattr(images,'pipe',None); size = dict(parameters=sum(p.numel() for p in pipe.transformer.parameters()), sample=vars(pipe.settings(**(sample or {})))) if pipe else {}
-    return m and m|dict(about=about('nfig_evaluate', data=str(data), split=split, seed=seed, **size_of(Path(str(model))), **size))
+    eyes = build_extractor(extractor, weights).to(device)
+    images = open_samples(model, n, seed, device, **(sample or {}))
+    m = evaluate_samples(
+        images, open_images(data, images.size, split), eyes, n=n, device=device, **how
+    )
+    pipe = getattr(images, 'pipe', None)
+    size = (
+        dict(
+            parameters=sum(p.numel() for p in pipe.transformer.parameters()),
+            sample=vars(pipe.settings(**(sample or {}))),
+        )
+        if pipe
+        else {}
+    )
+    return m and m | dict(
+        about=about(
+            'nfig_evaluate',
+            data=str(data),
+            split=split,
+            seed=seed,
+            **size_of(Path(str(model))),
+            **size,
+        )
+    )
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #2d1a4fc4
-def together(measure # () -> result, or None while other processes have parts to do
-): # the result; None if others, that are not of this group, have parts to do
+def together(
+    measure,  # () -> result, or None while other processes have parts to do
+):  # the result; None if others, that are not of this group, have parts to do
     "Measure with all of torchrun's processes; when all are done, the first adds up"
     m = measure()
-    if world()[1]>1:
+    if world()[1] > 1:
         dist.barrier()
-        if m is None and world()[0]==0: m = measure()
+        if m is None and world()[0] == 0:
+            m = measure()
     return m
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #711940cd
 @call_parse
 @friendly
 def evaluate(
-    what:str, # tokenizer or generator
-    model:str, # run folder, saved model, bundled pipeline; for a generator also an .npz file or a folder of images
-    data:str='cifar10', # as for nfig_train_tokenizer; for a generator also an .npz file, such as the standard evaluator's reference
-    split:str=None, # of the data: test for a tokenizer and train for a generator if not given
-    n:int=50_000, # images
-    extractor:str='auto', # inception, effnet, or auto: Inception if its weights are here
-    weights:str=None, # file of Inception's weights, as torch-fidelity has them
-    vgg:str=None, # file of VGG-16 weights for LPIPS (tokenizer)
-    seed:int=0, # of the first sample (generator)
-    cfg_scale:float=None, # guidance, in place of the model's (generator)
-    top_k:int=None, # likeliest codes kept (generator)
-    shard:str='', # share of the parts, as 3/8; torchrun's if not given
-    work:str=None, # folder where parts are kept; the same command goes on from there
-    part:int=1000, # images a part
-    batch_size:int=50, # images at a time
-    device:str=None, # cpu or cuda; chosen if not given
-    out:str='', # JSON file to write; only shown if empty
+    what: str,  # tokenizer or generator
+    model: str,  # run folder, saved model, bundled pipeline; for a generator also an .npz file or a folder of images
+    data: str = 'cifar10',  # as for nfig_train_tokenizer; for a generator also an .npz file, such as the standard evaluator's reference
+    split: str = None,  # of the data: test for a tokenizer and train for a generator if not given
+    n: int = 50_000,  # images
+    extractor: str = 'auto',  # inception, effnet, or auto: Inception if its weights are here
+    weights: str = None,  # file of Inception's weights, as torch-fidelity has them
+    vgg: str = None,  # file of VGG-16 weights for LPIPS (tokenizer)
+    seed: int = 0,  # of the first sample (generator)
+    cfg_scale: float = None,  # guidance, in place of the model's (generator)
+    top_k: int = None,  # likeliest codes kept (generator)
+    shard: str = '',  # share of the parts, as 3/8; torchrun's if not given
+    work: str = None,  # folder where parts are kept; the same command goes on from there
+    part: int = 1000,  # images a part
+    batch_size: int = 50,  # images at a time
+    device: str = None,  # cpu or cuda; chosen if not given
+    out: str = '',  # JSON file to write; only shown if empty
 ):
     "Measure a tokenizer or a generator with the field's numbers"
-    if what not in ('tokenizer','generator'): raise ValueError(f"{what!r} given: say tokenizer or generator")
-    device = str(pick_device(init_distributed(device))); share = parse_share(shard); how = dict(n=n, extractor=extractor, weights=weights, device=device, size=part, batch=batch_size, folder=work, shard=share)
-    if world()[1]>1 and not work: raise ValueError("several processes given, but no folder in which their parts could meet: add --work FOLDER")
+    if what not in ('tokenizer', 'generator'):
+        raise ValueError(f"{what!r} given: say tokenizer or generator")
+    device = str(pick_device(init_distributed(device)))
+    share = parse_share(shard)
+    how = dict(
+        n=n,
+        extractor=extractor,
+        weights=weights,
+        device=device,
+        size=part,
+        batch=batch_size,
+        folder=work,
+        shard=share,
+    )
+    if world()[1] > 1 and not work:
+        raise ValueError(
+            "several processes given, but no folder in which their parts could meet: add --work FOLDER"
+        )
+
     def measure():
         "Do this process's share"
-        if what=='tokenizer': return tokenizer_report(model, data, split or 'test', vgg=vgg, **how)
-        return generator_report(model, data, split or 'train', seed=seed, sample=dict(cfg_scale=cfg_scale,top_k=top_k), **how)
+        if what == 'tokenizer':
+            return tokenizer_report(model, data, split or 'test', vgg=vgg, **how)
+        return generator_report(
+            model,
+            data,
+            split or 'train',
+            seed=seed,
+            sample=dict(cfg_scale=cfg_scale, top_k=top_k),
+            **how,
+        )
+
     m = together(measure)
-    if not destroy_distributed(): return
-    if m is None: print(f'share {share[0]}/{share[1]} is done; others have parts to do'); return
+    if not destroy_distributed():
+        return
+    if m is None:
+        print(f'share {share[0]}/{share[1]} is done; others have parts to do')
+        return
     write_result(out, m)
-    if out: print(', '.join(f'{k} {v:.4g}' for k,v in m.items() if isinstance(v,float)))
+    if out:
+        print(', '.join(f'{k} {v:.4g}' for k, v in m.items() if isinstance(v, float)))
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #f98f1dea
-def save_with_figure(out, # name without an ending, or with .json
-    result:dict, # plain data
-    *figures, # (what is added to the name, figure)
+def save_with_figure(
+    out,  # name without an ending, or with .json
+    result: dict,  # plain data
+    *figures,  # (what is added to the name, figure)
 ):
     "Write OUT.json and its figures as OUT.png, OUT-more.png"
-    path = Path(out).with_suffix('.json'); write_result(path, result)
-    print(path, *[save_figure(f, path.with_name(f'{path.stem}{more}.png')) for more,f in figures])
+    path = Path(out).with_suffix('.json')
+    write_result(path, result)
+    print(path, *[save_figure(f, path.with_name(f'{path.stem}{more}.png')) for more, f in figures])
+
 
 @call_parse
 @friendly
 def spectrum(
-    a:str, # folder of images, .npz file, or data set: the reference
-    b:str, # folder, .npz file or data set; or several between commas
-    out:str='spectrum', # OUT.json and OUT.png are written
-    n:int=2000, # images of each, evenly spaced
-    size:int=None, # side in pixels to which images of folders and data sets are brought
-    split:str='train', # of data sets
+    a: str,  # folder of images, .npz file, or data set: the reference
+    b: str,  # folder, .npz file or data set; or several between commas
+    out: str = 'spectrum',  # OUT.json and OUT.png are written
+    n: int = 2000,  # images of each, evenly spaced
+    size: int = None,  # side in pixels to which images of folders and data sets are brought
+    split: str = 'train',  # of data sets
 ):
     "Compare the spectra of sets of images, with confidence bands"
-    first = open_images(a,size,split); p = profiles(first,n)
-    found = {Path(o).name:compare_spectra(p, profiles(open_images(o,size or first.size,split),n), first.size) for o in b.split(',')}
-    save_with_figure(out, dict(reference=str(a), sets=found, about=about('nfig_spectrum')), ('',spectra_figure(found,Path(a).name)))
-    for k,r in found.items(): print(f"{k}: PSD distance {r['psd_distance']:.3f} in [{r['psd_interval'][0]:.3f}, {r['psd_interval'][1]:.3f}], halves of the reference {r['psd_halves']:.3f}, slopes {r['slope'][0]:.2f} and {r['slope'][1]:.2f}")
+    first = open_images(a, size, split)
+    p = profiles(first, n)
+    found = {
+        Path(o).name: compare_spectra(
+            p, profiles(open_images(o, size or first.size, split), n), first.size
+        )
+        for o in b.split(',')
+    }
+    save_with_figure(
+        out,
+        dict(reference=str(a), sets=found, about=about('nfig_spectrum')),
+        ('', spectra_figure(found, Path(a).name)),
+    )
+    for k, r in found.items():
+        print(
+            f"{k}: PSD distance {r['psd_distance']:.3f} in [{r['psd_interval'][0]:.3f}, {r['psd_interval'][1]:.3f}], halves of the reference {r['psd_halves']:.3f}, slopes {r['slope'][0]:.2f} and {r['slope'][1]:.2f}"
+        )
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #a8e62534
 @call_parse
 @friendly
 def growth(
-    model:str, # bundled pipeline, pipeline folder, or run folder of nfig_train
-    labels:str='0,1', # classes of the images
-    seed:int=0, # of the first image
-    out:str='growth', # OUT.json, OUT.png and OUT-share.png are written
+    model: str,  # bundled pipeline, pipeline folder, or run folder of nfig_train
+    labels: str = '0,1',  # classes of the images
+    seed: int = 0,  # of the first image
+    out: str = 'growth',  # OUT.json, OUT.png and OUT-share.png are written
 ):
     "Figure 4: images after each stage, with their spectra"
-    pipe = load_pipeline(model); names = [o if isinstance(o,str) else pipe.classes[o] for o in parse_labels(labels,pipe.classes)]; g,parts = analyses.growth(pipe,names,seed)
-    save_with_figure(out, g|dict(about=about('nfig_growth')), ('',growth_figure(parts,names=names)), ('-share',analyses.share_figure(g)))
+    pipe = load_pipeline(model)
+    names = [
+        o if isinstance(o, str) else pipe.classes[o] for o in parse_labels(labels, pipe.classes)
+    ]
+    g, parts = analyses.growth(pipe, names, seed)
+    save_with_figure(
+        out,
+        g | dict(about=about('nfig_growth')),
+        ('', growth_figure(parts, names=names)),
+        ('-share', analyses.share_figure(g)),
+    )
 
-def several(runs:str, # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
-    data:str, # as for nfig_train_tokenizer
-    split:str, # of the data
-    n:int, # images
-)->dict: # name -> what `evaluate_tokenizer` gave
+
+def several(
+    runs: str,  # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
+    data: str,  # as for nfig_train_tokenizer
+    split: str,  # of the data
+    n: int,  # images
+) -> dict:  # name -> what `evaluate_tokenizer` gave
     "Measure several tokenizers on one set, without networks"
-    pairs = [(o.partition('=')[0],o.partition('=')[2]) if '=' in o else (Path(o).name,o) for o in runs.split(',')]
-    toks = {name:FRVAE.from_pretrained(find_in(folder,'tokenizer')) for name,folder in pairs}
-    return {name:evaluate_tokenizer(t, load_data(data,t.config.image_size,split), n, progress=True) for name,t in toks.items()}
+    pairs = [
+        (o.partition('=')[0], o.partition('=')[2]) if '=' in o else (Path(o).name, o)
+        for o in runs.split(',')
+    ]
+    toks = {name: FRVAE.from_pretrained(find_in(folder, 'tokenizer')) for name, folder in pairs}
+    return {
+        name: evaluate_tokenizer(t, load_data(data, t.config.image_size, split), n, progress=True)
+        for name, t in toks.items()
+    }
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #3f54dfc4
 @call_parse
 @friendly
 def stages(
-    runs:str, # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
-    data:str='cifar10', # as for nfig_train_tokenizer
-    split:str='test', # of the data
-    n:int=2000, # images
-    out:str='stages', # OUT.json and OUT.png are written
+    runs: str,  # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
+    data: str = 'cifar10',  # as for nfig_train_tokenizer
+    split: str = 'test',  # of the data
+    n: int = 2000,  # images
+    out: str = 'stages',  # OUT.json and OUT.png are written
 ):
     "Figure 5: the quantisation error of each stage, with the final error beside it"
     m = several(runs, data, split, n)
-    save_with_figure(out, dict(tokenizers=m, about=about('nfig_stages')), ('',plot_stage_errors(m)))
-    for k,v in m.items(): print(f"{k}: error of the last stage {v['error_whole'][-1]:.4f} of the latent's variance, reconstruction {v['psnr']:.2f} dB")
+    save_with_figure(
+        out, dict(tokenizers=m, about=about('nfig_stages')), ('', plot_stage_errors(m))
+    )
+    for k, v in m.items():
+        print(
+            f"{k}: error of the last stage {v['error_whole'][-1]:.4f} of the latent's variance, reconstruction {v['psnr']:.2f} dB"
+        )
+
 
 @call_parse
 @friendly
 def frequency(
-    runs:str, # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
-    data:str='cifar10', # as for nfig_train_tokenizer
-    split:str='test', # of the data
-    n:int=2000, # images
-    out:str='frequency', # OUT.json and OUT.png are written
+    runs: str,  # run folders of nfig_train_tokenizer between commas, each perhaps as NAME=FOLDER
+    data: str = 'cifar10',  # as for nfig_train_tokenizer
+    split: str = 'test',  # of the data
+    n: int = 2000,  # images
+    out: str = 'frequency',  # OUT.json and OUT.png are written
 ):
     "Appendix B.2: PSD distance, and what is kept of low, middle and high frequencies"
-    m = several(runs, data, split, n); save_with_figure(out, dict(tokenizers=m, about=about('nfig_frequency')), ('',analyses.frequency_figure(m)))
-    for k,v in m.items(): print(f"{k}: PSD distance {v['psd_distance']:.2f}, keep score {100*v['keep']:.1f}: low {100*v['keep_low']:.1f}, middle {100*v['keep_middle']:.1f}, high {100*v['keep_high']:.1f}")
+    m = several(runs, data, split, n)
+    save_with_figure(
+        out, dict(tokenizers=m, about=about('nfig_frequency')), ('', analyses.frequency_figure(m))
+    )
+    for k, v in m.items():
+        print(
+            f"{k}: PSD distance {v['psd_distance']:.2f}, keep score {100 * v['keep']:.1f}: low {100 * v['keep_low']:.1f}, middle {100 * v['keep_middle']:.1f}, high {100 * v['keep_high']:.1f}"
+        )
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #93272650
 @call_parse
 @friendly
 def types(
-    run:str, # run folder of nfig_train_tokenizer, or a saved tokenizer
-    out:str='types', # OUT.json and OUT.png are written
+    run: str,  # run folder of nfig_train_tokenizer, or a saved tokenizer
+    out: str = 'types',  # OUT.json and OUT.png are written
 ):
     "Appendix B.4: how a tokenizer reconstructs images of many kinds"
-    tok = FRVAE.from_pretrained(find_in(run,'tokenizer')); made,missing = analyses.image_types(tok.config.image_size); t = analyses.types_table(tok,made)
-    first = torch.stack([x[0] for x in made.values()]); save_with_figure(out, dict(types=t, missing=missing, about=about('nfig_types')), ('',compare_figure(first,tok.reconstruct(first))))
-    for k,m in t.items(): print(f"{k:<13}{m['images']} images {m['psnr']:.1f} dB")
+    tok = FRVAE.from_pretrained(find_in(run, 'tokenizer'))
+    made, missing = analyses.image_types(tok.config.image_size)
+    t = analyses.types_table(tok, made)
+    first = torch.stack([x[0] for x in made.values()])
+    save_with_figure(
+        out,
+        dict(types=t, missing=missing, about=about('nfig_types')),
+        ('', compare_figure(first, tok.reconstruct(first))),
+    )
+    for k, m in t.items():
+        print(f"{k:<13}{m['images']} images {m['psnr']:.1f} dB")
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #dee8fb53
 @call_parse
 @friendly
 def ladder(
-    model:str, # pipeline, or run folder of nfig_train: the top rungs
-    before:str='', # JSON files of nfig_evaluate for the lower rungs, between commas, each as NAME=FILE
-    data:str='cifar10', # reference, as for nfig_evaluate generator
-    split:str='train', # of the reference
-    n:int=50_000, # images
-    top_k:int=990, # codes kept
-    cfg_scale:float=4.5, # guidance
-    out:str='ladder', # OUT.json and OUT.png are written
+    model: str,  # pipeline, or run folder of nfig_train: the top rungs
+    before: str = '',  # JSON files of nfig_evaluate for the lower rungs, between commas, each as NAME=FILE
+    data: str = 'cifar10',  # reference, as for nfig_evaluate generator
+    split: str = 'train',  # of the reference
+    n: int = 50_000,  # images
+    top_k: int = 990,  # codes kept
+    cfg_scale: float = 4.5,  # guidance
+    out: str = 'ladder',  # OUT.json and OUT.png are written
 ):
     "Table 5: from earlier models to plain sampling, top-k, and guidance"
-    unit,rows = None,[]
-    for name,_,file in (o.partition('=') for o in before.split(',') if o):
-        r = json.loads(Path(file).read_text()); fd = next(k for k in r if k in ('FID','rFID') or k.startswith('FD-')); rows.append({'name':name, 'rfd' if 'psnr' in r else 'gfd':r[fd]})
-    for name,s in analyses.sampling_rungs(top_k,cfg_scale).items():
-        r = generator_report(model, data, split, n=n, sample=s); unit = next(k for k in r if k=='FID' or k.startswith('FD-')); rows.append(dict(name=name, gfd=r[unit], sample=r['about']['sample'], **{k:v for k,v in r.items() if k!='about'}))
-    save_with_figure(out, dict(rows=rows, unit=unit, about=about('nfig_ladder')), ('',analyses.ladder_figure(rows,f'{unit}, {n} images')))
+    unit, rows = None, []
+    for name, _, file in (o.partition('=') for o in before.split(',') if o):
+        r = json.loads(Path(file).read_text())
+        fd = next(k for k in r if k in ('FID', 'rFID') or k.startswith('FD-'))
+        rows.append({'name': name, 'rfd' if 'psnr' in r else 'gfd': r[fd]})
+    for name, s in analyses.sampling_rungs(top_k, cfg_scale).items():
+        r = generator_report(model, data, split, n=n, sample=s)
+        unit = next(k for k in r if k == 'FID' or k.startswith('FD-'))
+        rows.append(
+            dict(
+                name=name,
+                gfd=r[unit],
+                sample=r['about']['sample'],
+                **{k: v for k, v in r.items() if k != 'about'},
+            )
+        )
+    save_with_figure(
+        out,
+        dict(rows=rows, unit=unit, about=about('nfig_ladder')),
+        ('', analyses.ladder_figure(rows, f'{unit}, {n} images')),
+    )
+
 
 @call_parse
 @friendly
 def rows(
-    files:str, # JSON files of nfig_evaluate generator, between commas
-    sort:str='parameters', # parameters (Table 3) or epochs (Table 4)
+    files: str,  # JSON files of nfig_evaluate generator, between commas
+    sort: str = 'parameters',  # parameters (Table 3) or epochs (Table 4)
 ):
     "Tables 3 and 4: several models side by side"
     print(analyses.rows_table([json.loads(Path(f).read_text()) for f in files.split(',')], sort))

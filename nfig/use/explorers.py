@@ -8,222 +8,323 @@ __all__ = ['photos', 'colours', 'heat', 'spectrum_colours', 'BandExplorer', 'Mix
 
 # %% ../../nbs/8_use/81_explorers.ipynb #22ef015d
 import torch
-from dataclasses import dataclass,field,replace
-from functools import cached_property,lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from fastcore.basics import patch
 from matplotlib import colormaps
 from skimage import data as photographs
 from torch import Tensor
 from ..core.config import SampleConfig
 from ..core.pixels import to_float
-from ..bands.frequency import apply_masks,band_masks,bin_counts,check_scales,energy_edges,power_spectrum
-from ..bands.show import log_power,unfold
+from nfig.bands.frequency import (
+    apply_masks,
+    band_masks,
+    bin_counts,
+    check_scales,
+    energy_edges,
+    power_spectrum,
+)
+from ..bands.show import log_power, unfold
 from ..tokenizer.codebook import codebook_stats
 from ..tokenizer.frvae import FRVAE
 from ..transformer.labels import label_ids
-from ..transformer.pipeline import NFIGPipeline,generate_stages
+from ..transformer.pipeline import NFIGPipeline, generate_stages
 
 # %% ../../nbs/8_use/81_explorers.ipynb #0f846a4c
 @lru_cache
-def photos(side:int=256, # pixels
-)->dict: # name: (3,side,side) in [-1,1]
+def photos(
+    side: int = 256,  # pixels
+) -> dict:  # name: (3,side,side) in [-1,1]
     "Four photographs of scikit-image, the middle square of each"
+
     def middle(a):
         "The middle square of an (H,W,3) array"
-        n = min(a.shape[:2]); t,l = (a.shape[0]-n)//2,(a.shape[1]-n)//2
-        x = to_float(torch.from_numpy(a[t:t+n,l:l+n].copy()).permute(2,0,1)[None])
+        n = min(a.shape[:2])
+        t, l = (a.shape[0] - n) // 2, (a.shape[1] - n) // 2
+        x = to_float(torch.from_numpy(a[t : t + n, l : l + n].copy()).permute(2, 0, 1)[None])
         return torch.nn.functional.interpolate(x, size=side, mode='area')[0]
-    return {name:middle(getattr(photographs,name)()) for name in ('cat','astronaut','coffee','rocket')}
+
+    return {
+        name: middle(getattr(photographs, name)())
+        for name in ('cat', 'astronaut', 'coffee', 'rocket')
+    }
 
 # %% ../../nbs/8_use/81_explorers.ipynb #8ccf0fb8
-def colours(x:Tensor, # (C,H,W) image or latent
-)->Tensor: # (3,C): times the channels gives red, green and blue
+def colours(
+    x: Tensor,  # (C,H,W) image or latent
+) -> Tensor:  # (3,C): times the channels gives red, green and blue
     "Three mixtures of channels to look at: an image's own colours, or the main directions of a latent"
-    if len(x)<=3: return torch.eye(len(x)).expand(3,-1) if len(x)==1 else torch.eye(3)[:,:len(x)]
-    v = x.flatten(1).float(); v = v-v.mean(1,keepdim=True)
-    main = torch.linalg.svd(v, full_matrices=False).U[:,:3].T                  # (3,C)
-    return main/(main@v).abs().amax(1,keepdim=True).clamp(min=1e-6)
+    if len(x) <= 3:
+        return torch.eye(len(x)).expand(3, -1) if len(x) == 1 else torch.eye(3)[:, : len(x)]
+    v = x.flatten(1).float()
+    v = v - v.mean(1, keepdim=True)
+    main = torch.linalg.svd(v, full_matrices=False).U[:, :3].T  # (3,C)
+    return main / (main @ v).abs().amax(1, keepdim=True).clamp(min=1e-6)
 
 # %% ../../nbs/8_use/81_explorers.ipynb #e2dac147
-def heat(p:Tensor, # (H,W) any numbers
-    low:float, # shown darkest, and all below it
-    high:float, # shown brightest, and all above it
-)->Tensor: # (3,H,W) in [-1,1], a picture like any other
+def heat(
+    p: Tensor,  # (H,W) any numbers
+    low: float,  # shown darkest, and all below it
+    high: float,  # shown brightest, and all above it
+) -> Tensor:  # (3,H,W) in [-1,1], a picture like any other
     "Numbers as colours (viridis, which grows evenly in brightness)"
-    p = (p.detach().float().cpu()-low)/max(float(high-low),1e-9)
-    return torch.from_numpy(colormaps['viridis'](p.clamp(0,1).numpy())[...,:3]).float().permute(2,0,1)*2-1
+    p = (p.detach().float().cpu() - low) / max(float(high - low), 1e-9)
+    return (
+        torch.from_numpy(colormaps['viridis'](p.clamp(0, 1).numpy())[..., :3])
+        .float()
+        .permute(2, 0, 1)
+        * 2
+        - 1
+    )
 
-def spectrum_colours(x:Tensor, # (C,H,W)
-)->Tensor: # (3,H,W) in [-1,1]
+
+def spectrum_colours(
+    x: Tensor,  # (C,H,W)
+) -> Tensor:  # (3,H,W) in [-1,1]
     "Log power as colours, from the darkest fiftieth to the brightest wave"
     p = log_power(x)
-    return heat(p, p.quantile(.02), p.max())
+    return heat(p, p.quantile(0.02), p.max())
 
 # %% ../../nbs/8_use/81_explorers.ipynb #0607c9bc
 @dataclass(frozen=True, eq=False)
 class BandExplorer:
     "The bands of an image or a latent, and pictures of a window `lo` to `hi` of them"
-    x:Tensor # (C,H,W) image in [-1,1], or a latent
-    scales:tuple=(1,2,4,8,16,32,64,128,256) # sides of the token grids: a band for each
-    division:str='nyquist' # 'paper' (Eq. 7), 'area', 'nyquist', or 'energy': fitted to `x`
+
+    x: Tensor  # (C,H,W) image in [-1,1], or a latent
+    scales: tuple = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # sides of the token grids: a band for each
+    division: str = 'nyquist'  # 'paper' (Eq. 7), 'area', 'nyquist', or 'energy': fitted to `x`
 
     @cached_property
-    def masks(self)->Tensor: # (n, H, W//2+1) bool
+    def masks(self) -> Tensor:  # (n, H, W//2+1) bool
         "The band-pass masks of Eq. 1"
-        fitted = energy_edges(self.x[None], check_scales(self.scales)) if self.division=='energy' else None
-        return band_masks(self.scales, *self.x.shape[-2:], 'paper' if self.division=='energy' else self.division, fitted)
+        fitted = (
+            energy_edges(self.x[None], check_scales(self.scales))
+            if self.division == 'energy'
+            else None
+        )
+        return band_masks(
+            self.scales,
+            *self.x.shape[-2:],
+            'paper' if self.division == 'energy' else self.division,
+            fitted,
+        )
 
     @cached_property
-    def eyes(self)->Tensor: return colours(self.x) # (3,C)
-    @cached_property
-    def whole(self)->Tensor: return spectrum_colours(self.x) # (3,H,W)
+    def eyes(self) -> Tensor:
+        return colours(self.x)  # (3,C)
 
     @cached_property
-    def per_band(self)->dict: # tokens (n,), waves (n,), energy (n,)
+    def whole(self) -> Tensor:
+        return spectrum_colours(self.x)  # (3,H,W)
+
+    @cached_property
+    def per_band(self) -> dict:  # tokens (n,), waves (n,), energy (n,)
         "Tokens, waves and share of the energy (without the mean) of each band"
-        h,w = self.x.shape[-2:]; p = power_spectrum(self.x).mean(0); p[h//2,w//2] = 0
-        energy = (unfold(self.masks,w)*p).sum((1,2))
-        return dict(tokens=torch.tensor(self.scales)**2, waves=bin_counts(self.masks,w), energy=energy/energy.sum().clamp(min=1e-12))
+        h, w = self.x.shape[-2:]
+        p = power_spectrum(self.x).mean(0)
+        p[h // 2, w // 2] = 0
+        energy = (unfold(self.masks, w) * p).sum((1, 2))
+        return dict(
+            tokens=torch.tensor(self.scales) ** 2,
+            waves=bin_counts(self.masks, w),
+            energy=energy / energy.sum().clamp(min=1e-12),
+        )
 
 # %% ../../nbs/8_use/81_explorers.ipynb #3b0e497e
 @patch
-def window(self:BandExplorer, lo:int, # first band, counted from 1
-    hi:int, # last band
-)->Tensor: # (H, W//2+1) bool
+def window(
+    self: BandExplorer,
+    lo: int,  # first band, counted from 1
+    hi: int,  # last band
+) -> Tensor:  # (H, W//2+1) bool
     "The waves of bands `lo` to `hi`; ValueError if there are no such bands"
     n = len(self.masks)
-    if not 1<=lo<=hi<=n: raise ValueError(f"bands {lo} to {hi} asked for, but {n} scales make bands 1 to {n}: give 1 <= lo <= hi <= {n}")
-    return self.masks[lo-1:hi].any(0)
+    if not 1 <= lo <= hi <= n:
+        raise ValueError(
+            f"bands {lo} to {hi} asked for, but {n} scales make bands 1 to {n}: give 1 <= lo <= hi <= {n}"
+        )
+    return self.masks[lo - 1 : hi].any(0)
 
 # %% ../../nbs/8_use/81_explorers.ipynb #b1aed792
 @patch
-def component(self:BandExplorer,
-    lo:int, # first band, counted from 1
-    hi:int, # last band
-)->Tensor: # (3,H,W), in colours one can see
+def component(
+    self: BandExplorer,
+    lo: int,  # first band, counted from 1
+    hi: int,  # last band
+) -> Tensor:  # (3,H,W), in colours one can see
     "Bands `lo` to `hi`"
-    y = apply_masks(self.x[None], self.window(lo,hi)[None])[0,0]               # (C,H,W)
+    y = apply_masks(self.x[None], self.window(lo, hi)[None])[0, 0]  # (C,H,W)
     return torch.einsum('kc,chw->khw', self.eyes, y)
 
+
 @patch
-def so_far(self:BandExplorer, hi:int, # last band
-)->Tensor: # (3,H,W)
+def so_far(
+    self: BandExplorer,
+    hi: int,  # last band
+) -> Tensor:  # (3,H,W)
     "Bands 1 to `hi`, the sum of Eq. 2 up to there"
     return self.component(1, hi)
 
 # %% ../../nbs/8_use/81_explorers.ipynb #6e3120cf
 @patch
-def spectrum(self:BandExplorer,
-    lo:int, # first band, counted from 1
-    hi:int, # last band
-)->Tensor: # (3,H,W) in [-1,1]
+def spectrum(
+    self: BandExplorer,
+    lo: int,  # first band, counted from 1
+    hi: int,  # last band
+) -> Tensor:  # (3,H,W) in [-1,1]
     "The spectrum of the whole image, dimmed outside the window"
-    return torch.where(unfold(self.window(lo,hi), self.x.shape[-1]), self.whole, .25*self.whole-.75)
+    return torch.where(
+        unfold(self.window(lo, hi), self.x.shape[-1]), self.whole, 0.25 * self.whole - 0.75
+    )
 
 # %% ../../nbs/8_use/81_explorers.ipynb #b8dc8842
 @dataclass(frozen=True, eq=False)
 class Mixer:
     "Bands 1 to `cut` of one image, the others of another. ValueError if the two do not fit together"
-    low:Tensor # (3,H,W) in [-1,1]: gives the slow waves
-    high:Tensor # (3,H,W) in [-1,1]: gives the fast ones
-    scales:tuple=(1,2,4,8,16,32,64,128,256) # sides of the token grids: a band for each
-    division:str='nyquist' # 'paper', 'area' or 'nyquist'
-    cut:int=4 # last band of `low`, 0 for none
+
+    low: Tensor  # (3,H,W) in [-1,1]: gives the slow waves
+    high: Tensor  # (3,H,W) in [-1,1]: gives the fast ones
+    scales: tuple = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # sides of the token grids: a band for each
+    division: str = 'nyquist'  # 'paper', 'area' or 'nyquist'
+    cut: int = 4  # last band of `low`, 0 for none
 
     def __post_init__(self):
-        if self.low.shape!=self.high.shape: raise ValueError(f"images of shape {tuple(self.low.shape)} and {tuple(self.high.shape)} given: bring them to one size first")
-        if not 0<=self.cut<=len(self.scales): raise ValueError(f"cut {self.cut} given: the last band of the first image lies between 0 (none) and {len(self.scales)} (all)")
+        if self.low.shape != self.high.shape:
+            raise ValueError(
+                f"images of shape {tuple(self.low.shape)} and {tuple(self.high.shape)} given: bring them to one size first"
+            )
+        if not 0 <= self.cut <= len(self.scales):
+            raise ValueError(
+                f"cut {self.cut} given: the last band of the first image lies between 0 (none) and {len(self.scales)} (all)"
+            )
 
-    def parts(self)->Tensor: # (2,3,H,W): slow waves of one, fast waves of the other
+    def parts(self) -> Tensor:  # (2,3,H,W): slow waves of one, fast waves of the other
         "The two halves; their sum is the mixed image"
         masks = band_masks(self.scales, *self.low.shape[-2:], self.division)
-        slow = masks[:self.cut].any(0)
-        return torch.stack([apply_masks(x[None], m[None])[0,0] for x,m in ((self.low,slow),(self.high,~slow))])
+        slow = masks[: self.cut].any(0)
+        return torch.stack(
+            [apply_masks(x[None], m[None])[0, 0] for x, m in ((self.low, slow), (self.high, ~slow))]
+        )
 
-    def mixed(self)->Tensor: return self.parts().sum(0) # (3,H,W)
+    def mixed(self) -> Tensor:
+        return self.parts().sum(0)  # (3,H,W)
 
 # %% ../../nbs/8_use/81_explorers.ipynb #e4e6f121
 class Keeping:
     "A transformer that answers with given tokens at some stages, and as usual at the others"
-    def __init__(self, model, # `NFIGTransformer`
-        kept:dict, # stage (from 0) -> (1,s^2) int64 tokens
-    ): self.model,self.kept = model,kept
 
-    def __getattr__(self, name): return getattr(self.model, name)
+    def __init__(
+        self,
+        model,  # `NFIGTransformer`
+        kept: dict,  # stage (from 0) -> (1,s^2) int64 tokens
+    ):
+        self.model, self.kept = model, kept
 
-    def stage(self, i:int, cond:Tensor, x:Tensor, cache)->Tensor: # as `NFIGTransformer.stage`
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def stage(self, i: int, cond: Tensor, x: Tensor, cache) -> Tensor:  # as `NFIGTransformer.stage`
         "Logits of stage `i`; the model is run either way, since later stages look at this one through the cache"
-        logits = self.model.stage(i, cond, x, cache)                           # (B,s^2,K)
-        if i not in self.kept: return logits
-        return torch.zeros_like(logits).scatter_(-1, self.kept[i][...,None].expand(len(logits),-1,1), 1e4)
+        logits = self.model.stage(i, cond, x, cache)  # (B,s^2,K)
+        if i not in self.kept:
+            return logits
+        return torch.zeros_like(logits).scatter_(
+            -1, self.kept[i][..., None].expand(len(logits), -1, 1), 1e4
+        )
 
 # %% ../../nbs/8_use/81_explorers.ipynb #17734d10
 @dataclass(frozen=True, eq=False)
 class StageExplorer:
     "One generated image, stage by stage"
-    pipe:NFIGPipeline # trained
-    label:int=0 # class, by number or name
-    seed:int=0 # of the stages that are drawn
-    sample:SampleConfig=None # guidance and truncation; the pipeline's if None
-    kept:dict=field(default_factory=dict) # stage (from 0) -> (1,s^2) tokens that are not drawn
+
+    pipe: NFIGPipeline  # trained
+    label: int = 0  # class, by number or name
+    seed: int = 0  # of the stages that are drawn
+    sample: SampleConfig = None  # guidance and truncation; the pipeline's if None
+    kept: dict = field(default_factory=dict)  # stage (from 0) -> (1,s^2) tokens that are not drawn
 
     @cached_property
-    def stages(self)->list: # of `quantizer.Stage`
+    def stages(self) -> list:  # of `quantizer.Stage`
         "What the loop had after each stage"
-        p = self.pipe; model = Keeping(p.transformer, self.kept) if self.kept else p.transformer
+        p = self.pipe
+        model = Keeping(p.transformer, self.kept) if self.kept else p.transformer
         ids = label_ids(self.label, p.classes).to(p.device)
-        return [*generate_stages(model, p.tokenizer.quantizer, ids, self.sample or p.sample, [self.seed])]
+        return [
+            *generate_stages(
+                model, p.tokenizer.quantizer, ids, self.sample or p.sample, [self.seed]
+            )
+        ]
 
     @cached_property
-    def images(self)->Tensor: # (n,3,H,W) in [-1,1]
+    def images(self) -> Tensor:  # (n,3,H,W) in [-1,1]
         "The picture after each stage"
         return self.pipe.decode_latent(torch.cat([st.f_hat for st in self.stages]))
 
-    def resample(self, i:int, # stage, counted from 1
-        seed:int, # of what is drawn anew
-        later:bool=True, # keep the tokens of later stages, as codes?
-    ): # another explorer
+    def resample(
+        self,
+        i: int,  # stage, counted from 1
+        seed: int,  # of what is drawn anew
+        later: bool = True,  # keep the tokens of later stages, as codes?
+    ):  # another explorer
         "Draw stage `i` anew"
-        keep = {st.i:st.tokens for st in self.stages if st.i<i-1 or (later and st.i>i-1)}
+        keep = {st.i: st.tokens for st in self.stages if st.i < i - 1 or (later and st.i > i - 1)}
         return replace(self, seed=seed, kept=keep)
 
 # %% ../../nbs/8_use/81_explorers.ipynb #e7915f26
 @patch
-def added(self:StageExplorer, i:int, # stage, counted from 1
-)->Tensor: # (3,H,W), in units of [-1,1]
+def added(
+    self: StageExplorer,
+    i: int,  # stage, counted from 1
+) -> Tensor:  # (3,H,W), in units of [-1,1]
     "What stage `i` changed in the picture"
-    return self.images[i-1]-(self.images[i-2] if i>1 else 0*self.images[0])
+    return self.images[i - 1] - (self.images[i - 2] if i > 1 else 0 * self.images[0])
+
 
 @patch
-def spectrum(self:StageExplorer, i:int, # stage, counted from 1
-)->Tensor: # (3,H,W) in [-1,1]
+def spectrum(
+    self: StageExplorer,
+    i: int,  # stage, counted from 1
+) -> Tensor:  # (3,H,W) in [-1,1]
     "Log power after stage `i`, on the colour scale of the last one"
     last = log_power(self.images[-1])
-    return heat(log_power(self.images[i-1]), last.quantile(.02), last.max())
+    return heat(log_power(self.images[i - 1]), last.quantile(0.02), last.max())
 
 # %% ../../nbs/8_use/81_explorers.ipynb #56a7bdc9
 @dataclass(frozen=True, eq=False)
 class TokenizerExplorer:
     "One image through the tokenizer. ValueError if it has another size"
-    tok:FRVAE # trained
-    x:Tensor # (3,H,H) in [-1,1]
+
+    tok: FRVAE  # trained
+    x: Tensor  # (3,H,H) in [-1,1]
 
     @cached_property
-    def tokens(self)->list: return self.tok.encode(self.x[None]) # n tensors (1,s^2)
+    def tokens(self) -> list:
+        return self.tok.encode(self.x[None])  # n tensors (1,s^2)
 
     @cached_property
-    def images(self)->Tensor: return torch.cat(self.tok.partial_decodes(self.tokens)) # (n,3,H,H) after each stage
+    def images(self) -> Tensor:
+        return torch.cat(self.tok.partial_decodes(self.tokens))  # (n,3,H,H) after each stage
 
-    def error(self, k:int # stages decoded
-    )->Tensor: return self.x-self.images[k-1] # (3,H,H)
+    def error(
+        self,
+        k: int,  # stages decoded
+    ) -> Tensor:
+        return self.x - self.images[k - 1]  # (3,H,H)
 
-    def error_spectrum(self, k:int, # stages decoded
-    )->Tensor: # (3,H,H) in [-1,1]
+    def error_spectrum(
+        self,
+        k: int,  # stages decoded
+    ) -> Tensor:  # (3,H,H) in [-1,1]
         "Log power of the error, on the colour scale of the image: as bright as in the image means that a wave is missing"
         p = log_power(self.x)
-        return heat(log_power(self.error(k)), p.quantile(.02), p.max())
+        return heat(log_power(self.error(k)), p.quantile(0.02), p.max())
 
-    def usage(self)->dict: # tokens, codes, used, perplexity: (n,) each
+    def usage(self) -> dict:  # tokens, codes, used, perplexity: (n,) each
         "For each scale: tokens and different codes in this image, codes in use and perplexity in training"
-        used,perplexity = codebook_stats(self.tok.quantizer.codebook.usage)
-        return dict(tokens=torch.tensor([t.shape[1] for t in self.tokens]), codes=torch.tensor([len(t.unique()) for t in self.tokens]), used=used, perplexity=perplexity)
+        used, perplexity = codebook_stats(self.tok.quantizer.codebook.usage)
+        return dict(
+            tokens=torch.tensor([t.shape[1] for t in self.tokens]),
+            codes=torch.tensor([len(t.unique()) for t in self.tokens]),
+            used=used,
+            perplexity=perplexity,
+        )

@@ -13,141 +13,240 @@ from pathlib import Path
 from ..transformer.pipeline import NFIGPipeline
 from ..evaluate.samples import sample_set
 from ..fast.faster import faster
-from .train import find_in,friendly
+from .train import find_in, friendly
 
 # %% ../../nbs/8_use/84_sample.ipynb #460db2b7
-def load_pipeline(model:str # bundled name, pipeline folder, or run folder of nfig_train
-): # NFIGPipeline
+def load_pipeline(
+    model: str,  # bundled name, pipeline folder, or run folder of nfig_train
+):  # NFIGPipeline
     "A pipeline by name or place"
     from nfig.transformer.pipeline import NFIGPipeline
-    return NFIGPipeline.from_pretrained(find_in(model,'pipeline'))
 
-def parse_labels(labels:str, # 'cat,3', or '' for all
-    classes, # class names
-)->list: # names or numbers
+    return NFIGPipeline.from_pretrained(find_in(model, 'pipeline'))
+
+
+def parse_labels(
+    labels: str,  # 'cat,3', or '' for all
+    classes,  # class names
+) -> list:  # names or numbers
     "Names or numbers between commas; all classes if empty"
-    return [int(o) if o.isdigit() and o not in classes else o for o in (p.strip() for p in labels.split(','))] if labels else list(range(len(classes)))
+    return (
+        [
+            int(o) if o.isdigit() and o not in classes else o
+            for o in (p.strip() for p in labels.split(','))
+        ]
+        if labels
+        else list(range(len(classes)))
+    )
 
 # %% ../../nbs/8_use/84_sample.ipynb #ae522155
 @call_parse
 @friendly
 def sample(
-    model:str='fashion-mnist', # bundled checkpoint (fashion-mnist, ...), pipeline folder, or run folder of nfig_train
-    labels:str='', # class names or numbers between commas; all classes if empty
-    n:int=8, # images of each class
-    seed:int=0, # image i of a class has seed SEED+i
-    cfg_scale:float=None, # guidance at the last stage, in place of the checkpoint's
-    schedule:str=None, # guidance over the stages: ramp, constant or coarse
-    stages:int=None, # stop after so many stages: a preview
-    top_k:int=None, # keep the k likeliest codes
-    top_p:float=None, # keep the smallest set of codes with this probability
-    temperature:float=None, # above 1 more varied, below 1 more typical
-    out:str='samples', # folder for the pictures
+    model: str = 'fashion-mnist',  # bundled checkpoint (fashion-mnist, ...), pipeline folder, or run folder of nfig_train
+    labels: str = '',  # class names or numbers between commas; all classes if empty
+    n: int = 8,  # images of each class
+    seed: int = 0,  # image i of a class has seed SEED+i
+    cfg_scale: float = None,  # guidance at the last stage, in place of the checkpoint's
+    schedule: str = None,  # guidance over the stages: ramp, constant or coarse
+    stages: int = None,  # stop after so many stages: a preview
+    top_k: int = None,  # keep the k likeliest codes
+    top_p: float = None,  # keep the smallest set of codes with this probability
+    temperature: float = None,  # above 1 more varied, below 1 more typical
+    out: str = 'samples',  # folder for the pictures
 ):
     "Draw images: one PNG each, and a grid with a row for each class"
     from nfig.bands.show import save_images
-    pipe = load_pipeline(model); names = parse_labels(labels, pipe.classes)
-    x = pipe(names, n=n, seed=seed, stages=stages, cfg_scale=cfg_scale, schedule=schedule, top_k=top_k, top_p=top_p, temperature=temperature)   # (len(names)*n,3,H,H)
-    folder = Path(out); folder.mkdir(parents=True, exist_ok=True)
-    for i,img in enumerate(x): save_images(img[None], folder/f'{i//n:03d}_{i%n:03d}.png', ncols=1)
-    save_images(x, folder/'grid.png', ncols=n, zoom=2)
+
+    pipe = load_pipeline(model)
+    names = parse_labels(labels, pipe.classes)
+    x = pipe(
+        names,
+        n=n,
+        seed=seed,
+        stages=stages,
+        cfg_scale=cfg_scale,
+        schedule=schedule,
+        top_k=top_k,
+        top_p=top_p,
+        temperature=temperature,
+    )  # (len(names)*n,3,H,H)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, img in enumerate(x):
+        save_images(img[None], folder / f'{i // n:03d}_{i % n:03d}.png', ncols=1)
+    save_images(x, folder / 'grid.png', ncols=n, zoom=2)
     print(f'{len(x)} images and grid.png in {folder}')
 
 # %% ../../nbs/8_use/84_sample.ipynb #c16106dc
-def nearest(x, # (B,3,H,H) images in [-1,1]
-    data, # `ImageData` to search
-    k:int=3, # neighbours of each
-): # (B,k,3,H,H) images in [-1,1]
+def nearest(
+    x,  # (B,3,H,H) images in [-1,1]
+    data,  # `ImageData` to search
+    k: int = 3,  # neighbours of each
+):  # (B,k,3,H,H) images in [-1,1]
     "The closest images of a data set in squared pixel distance, mirrored or not"
     import torch
     from nfig.core.pixels import to_float
-    all_ = torch.cat([to_float(data.__getitems__(list(range(i,min(i+1000,len(data)))))[0]) for i in range(0,len(data),1000)])
+
+    all_ = torch.cat(
+        [
+            to_float(data.__getitems__(list(range(i, min(i + 1000, len(data)))))[0])
+            for i in range(0, len(data), 1000)
+        ]
+    )
     d = torch.minimum(*(torch.cdist(x.flatten(1), v.flatten(1)) for v in (all_, all_.flip(-1))))
     return all_[d.topk(k, largest=False).indices]
 
 # %% ../../nbs/8_use/84_sample.ipynb #48c9e655
-def demo_pictures(name:str, # a bundled checkpoint
-    folder:Path, # where the pictures go
-    seed:int, # of the samples
-)->list: # paths
+def demo_pictures(
+    name: str,  # a bundled checkpoint
+    folder: Path,  # where the pictures go
+    seed: int,  # of the samples
+) -> list:  # paths
     "Samples, growth with spectra, and for Fashion-MNIST reconstructions and neighbours"
     import torch
     from nfig.core.pixels import to_float
     from nfig.data.sources import load_data
     from nfig.bands import show
-    pipe = load_pipeline(name); classes = list(range(len(pipe.classes))); done = []
-    def keep(fig, what): done.append(folder/f'{name}-{what}.png'); show.save_figure(fig, done[-1])
+
+    pipe = load_pipeline(name)
+    classes = list(range(len(pipe.classes)))
+    done = []
+
+    def keep(fig, what):
+        done.append(folder / f'{name}-{what}.png')
+        show.save_figure(fig, done[-1])
+
     x = pipe(classes, n=10, seed=seed)
-    keep(show.show_images(x, ncols=10, titles=[c if i==0 else '' for c in pipe.classes for i in range(10)], size=.8), 'samples')
-    some = classes[::-3][:3]; alone = [pipe.partials(c, seed=seed+10*c) for c in some]   # the first image of each row of samples
+    keep(
+        show.show_images(
+            x,
+            ncols=10,
+            titles=[c if i == 0 else '' for c in pipe.classes for i in range(10)],
+            size=0.8,
+        ),
+        'samples',
+    )
+    some = classes[::-3][:3]
+    alone = [
+        pipe.partials(c, seed=seed + 10 * c) for c in some
+    ]  # the first image of each row of samples
     grown = [torch.cat(stage) for stage in zip(*alone)]
-    keep(show.growth_figure(grown, stages=range(1,len(grown)+1) if len(grown)<7 else None, names=[pipe.classes[i] for i in some]), 'growth')
-    if name!='fashion-mnist': return done
-    data = load_data('fashion-mnist-5k'); real = to_float(data.__getitems__(list(range(100,5000,600))[:8])[0])
+    keep(
+        show.growth_figure(
+            grown,
+            stages=range(1, len(grown) + 1) if len(grown) < 7 else None,
+            names=[pipe.classes[i] for i in some],
+        ),
+        'growth',
+    )
+    if name != 'fashion-mnist':
+        return done
+    data = load_data('fashion-mnist-5k')
+    real = to_float(data.__getitems__(list(range(100, 5000, 600))[:8])[0])
     keep(show.compare_figure(real, pipe.reconstruct(real)), 'reconstructions')
-    keep(show.neighbours_figure(x[::10], nearest(x[::10],data), names=pipe.classes), 'neighbours')
+    keep(show.neighbours_figure(x[::10], nearest(x[::10], data), names=pipe.classes), 'neighbours')
     return done
 
 # %% ../../nbs/8_use/84_sample.ipynb #5e333bfa
 @call_parse
 @friendly
 def demo(
-    out:str='demo', # folder for the pictures
-    seed:int=0, # of the samples
+    out: str = 'demo',  # folder for the pictures
+    seed: int = 0,  # of the samples
 ):
     "What the bundled checkpoints can do: samples, growth band by band, reconstructions"
-    folder = Path(out); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     from nfig.transformer.pipeline import bundled
-    names = sorted(bundled(), key=lambda n: (n!='fashion-mnist',n))
-    if not names: raise FileNotFoundError("no bundled checkpoints in this installation: reinstall the package, or train one with nfig_train_tokenizer and nfig_train")
+
+    names = sorted(bundled(), key=lambda n: (n != 'fashion-mnist', n))
+    if not names:
+        raise FileNotFoundError(
+            "no bundled checkpoints in this installation: reinstall the package, or train one with nfig_train_tokenizer and nfig_train"
+        )
     for name in names:
-        for path in demo_pictures(name, folder, seed): print(path)
-    for path in tokenizer_pictures(folder): print(path)
+        for path in demo_pictures(name, folder, seed):
+            print(path)
+    for path in tokenizer_pictures(folder):
+        print(path)
     print(f'open the pictures in {folder.resolve()}')
 
 # %% ../../nbs/8_use/84_sample.ipynb #ed3979d1
-def small_photos(side:int=32, # pixels
-): # (8,3,side,side) images in [-1,1]
+def small_photos(
+    side: int = 32,  # pixels
+):  # (8,3,side,side) images in [-1,1]
     "Four photographs of scikit-image, whole and their middle"
     import torch
     from skimage import data
     from nfig.core.pixels import to_float
+
     def middle(a, share):
         "The middle square of an image, as a batch of one"
-        n = int(min(a.shape[:2])*share); t,l = (a.shape[0]-n)//2,(a.shape[1]-n)//2
-        x = to_float(torch.from_numpy(a[t:t+n,l:l+n].copy()).permute(2,0,1)[None])
+        n = int(min(a.shape[:2]) * share)
+        t, l = (a.shape[0] - n) // 2, (a.shape[1] - n) // 2
+        x = to_float(torch.from_numpy(a[t : t + n, l : l + n].copy()).permute(2, 0, 1)[None])
         return torch.nn.functional.interpolate(x, size=side, mode='area')
-    return torch.cat([middle(a(), s) for s in (1,.5) for a in (data.astronaut,data.cat,data.coffee,data.rocket)])
 
-def tokenizer_pictures(folder:Path # where the pictures go
-)->list: # paths
+    return torch.cat(
+        [
+            middle(a(), s)
+            for s in (1, 0.5)
+            for a in (data.astronaut, data.cat, data.coffee, data.rocket)
+        ]
+    )
+
+
+def tokenizer_pictures(
+    folder: Path,  # where the pictures go
+) -> list:  # paths
     "Photographs through each bundled tokenizer that has no transformer beside it"
     from nfig.core.io import assets
     from nfig.bands import show
     from nfig.tokenizer.frvae import FRVAE
+
     done = []
-    for d in sorted(p.parent for p in assets.glob('*/tokenizer') if not (p.parent/'config.json').exists()):
-        tok = FRVAE.from_pretrained(d/'tokenizer'); x = small_photos(tok.config.image_size)
-        done.append(folder/f'{d.name}-reconstructions.png'); show.save_figure(show.compare_figure(x, tok.reconstruct(x)), done[-1])
+    for d in sorted(
+        p.parent for p in assets.glob('*/tokenizer') if not (p.parent / 'config.json').exists()
+    ):
+        tok = FRVAE.from_pretrained(d / 'tokenizer')
+        x = small_photos(tok.config.image_size)
+        done.append(folder / f'{d.name}-reconstructions.png')
+        show.save_figure(show.compare_figure(x, tok.reconstruct(x)), done[-1])
     return done
 
 # %% ../../nbs/8_use/84_sample.ipynb #9e2c1ced
 @call_parse
-def sample_npz(model:str, # pipeline folder, run folder of nfig_train, or bundled checkpoint
-    out:str, # .npz file to write; an unfinished one is continued
-    n:int=50_000, # images, balanced over the classes
-    seed:int=0, # of the first image; the next has seed+1, and so on
-    batch_size:int=64, # images at once; 128 suits a large GPU
-    part:int=512, # images a part: what is lost at most when the run is killed
-    cfg_scale:float=None, # guidance; the model's own if not given
-    top_k:int=None, # likeliest codes kept; the model's own if not given
-    top_p:float=None, # probability kept; the model's own if not given
-    temperature:float=None, # the model's own if not given
-    device:str='cpu', # cpu or cuda
-    fast:str='', # fp32 or bf16: draw with a pipeline made fast, in this precision; as it is if not given
+def sample_npz(
+    model: str,  # pipeline folder, run folder of nfig_train, or bundled checkpoint
+    out: str,  # .npz file to write; an unfinished one is continued
+    n: int = 50_000,  # images, balanced over the classes
+    seed: int = 0,  # of the first image; the next has seed+1, and so on
+    batch_size: int = 64,  # images at once; 128 suits a large GPU
+    part: int = 512,  # images a part: what is lost at most when the run is killed
+    cfg_scale: float = None,  # guidance; the model's own if not given
+    top_k: int = None,  # likeliest codes kept; the model's own if not given
+    top_p: float = None,  # probability kept; the model's own if not given
+    temperature: float = None,  # the model's own if not given
+    device: str = 'cpu',  # cpu or cuda
+    fast: str = '',  # fp32 or bf16: draw with a pipeline made fast, in this precision; as it is if not given
 ):
     "Draw many images into one .npz file for an evaluator"
-    folder = Path(model)/'pipeline'
+    folder = Path(model) / 'pipeline'
     pipe = NFIGPipeline.from_pretrained(folder if folder.is_dir() else model).to(device)
-    if fast: pipe = faster(pipe, dict(fp32=torch.float32,bf16=torch.bfloat16)[fast])
-    print(sample_set(pipe, out, n, seed, batch_size, part, cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature))
+    if fast:
+        pipe = faster(pipe, dict(fp32=torch.float32, bf16=torch.bfloat16)[fast])
+    print(
+        sample_set(
+            pipe,
+            out,
+            n,
+            seed,
+            batch_size,
+            part,
+            cfg_scale=cfg_scale,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+        )
+    )

@@ -6,194 +6,343 @@
 __all__ = ['recorded', 'friendly', 'overrule', 'train_tokenizer', 'find_in', 'data_of', 'train_nfig', 'part_of', 'cache_tokens']
 
 # %% ../../nbs/8_use/83_train.ipynb #5a56e46a
-import functools,json,os,sys,time,traceback
+import functools
+import json
+import os
+import sys
+import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
-from fastcore.script import call_parse,store_true
-from datetime import datetime,timezone
-from ..core.config import get_preset,resized
+from fastcore.script import call_parse, store_true
+from datetime import datetime, timezone
+from ..core.config import get_preset, resized
 
 # %% ../../nbs/8_use/83_train.ipynb #c2deb6fa
-def recorded(f # a command
-): # the command
+def recorded(
+    f,  # a command
+):  # the command
     "Under torchrun, leave an error where the launcher looks for it, whole or not at all: its summary then names the process and the error"
     path = os.environ.get('TORCHELASTIC_ERROR_FILE')
-    if not path: return f
+    if not path:
+        return f
+
     @functools.wraps(f)
     def run(*args, **kwargs):
         "The command, with its error left behind"
-        try: return f(*args, **kwargs)
+        try:
+            return f(*args, **kwargs)
         except Exception as e:
-            from nfig.core.io import write_text          # PyTorch's own `record` can be ended half-way by the launcher, which then stumbles over the half
-            told = dict(message=f'{type(e).__name__}: {e}', extraInfo=dict(py_callstack=traceback.format_exc(), timestamp=str(int(time.time()))))
-            write_text(Path(path), json.dumps(dict(message=told))); raise
+            from nfig.core.io import (
+                write_text,
+            )  # PyTorch's own `record` can be ended half-way by the launcher, which then stumbles over the half
+
+            told = dict(
+                message=f'{type(e).__name__}: {e}',
+                extraInfo=dict(
+                    py_callstack=traceback.format_exc(), timestamp=str(int(time.time()))
+                ),
+            )
+            write_text(Path(path), json.dumps(dict(message=told)))
+            raise
+
     return run
 
-def friendly(f # a command
-): # the command
+
+def friendly(
+    f,  # a command
+):  # the command
     "Print the errors that a user can mend as one sentence; interrupting says how to go on"
+
     @functools.wraps(f)
     def run(*args, **kwargs):
         "The command, with its errors made friendly"
-        try: return recorded(f)(*args, **kwargs)
-        except (ValueError,OSError,ImportError,FloatingPointError) as e: print(f'error: {e}', file=sys.stderr); sys.exit(1)
-        except KeyboardInterrupt: print('stopped; the same command continues from the last checkpoint', file=sys.stderr); sys.exit(130)
+        try:
+            return recorded(f)(*args, **kwargs)
+        except (ValueError, OSError, ImportError, FloatingPointError) as e:
+            print(f'error: {e}', file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print('stopped; the same command continues from the last checkpoint', file=sys.stderr)
+            sys.exit(130)
+
     return run
 
 # %% ../../nbs/8_use/83_train.ipynb #b55dfcd1
-def overrule(cfg, # a frozen config
-    **given, # new values; None keeps the preset's
-): # the config, changed
+def overrule(
+    cfg,  # a frozen config
+    **given,  # new values; None keeps the preset's
+):  # the config, changed
     "Replace the fields that were given; `epochs` takes the place of `steps`"
-    given = {k:v for k,v in given.items() if v is not None}
-    if 'epochs' in given and 'steps' not in given: given['steps'] = 0
+    given = {k: v for k, v in given.items() if v is not None}
+    if 'epochs' in given and 'steps' not in given:
+        given['steps'] = 0
     return replace(cfg, **given)
 
 # %% ../../nbs/8_use/83_train.ipynb #2f9783c4
 @call_parse
 @friendly
 def train_tokenizer(
-    data:str='fashion-mnist', # folder of class folders, of .tar or .parquet shards, a stream (a URL, pipe:COMMAND, hub:NAME), or a name: fashion-mnist, fashion-mnist-5k, cifar10
-    out:str='runs/tokenizer', # run folder; an unfinished run in it is continued
-    preset:str='small', # a row of nfig.core.config.presets: tiny, small, nfig_d16, var_d16, ...
-    size:int=None, # side in pixels to which images are brought; the preset's if not given
-    steps:int=None, # optimiser steps, in place of the preset's
-    epochs:float=None, # passes over the data, in place of steps
-    batch_size:int=None, # images a step
-    lr:float=None, # peak learning rate
-    perceptual:float=None, # weight of the perceptual loss (0: off)
-    features:str=None, # what the perceptual loss compares: lpips or effnet
-    vgg:str=None, # file of VGG-16 weights for lpips; random for none; torchvision's cache if not given
-    gan:float=None, # weight of the adversarial loss (0: off)
-    discriminator:str=None, # patchgan or dino
-    dino:str=None, # file of DINO ViT-S/16 weights for the discriminator; random for none
-    init_weights:str=None, # file or folder of weights for a DINOv2 encoder; random for none
-    target:str=None, # band (NFIG) or full (VAR)
-    division:str=None, # band edges: paper, area, nyquist or energy
-    accumulate:int=None, # parts into which a batch is split to save memory
-    compile:store_true=False, # compile encoder and decoder first: a minute, then faster steps
-    tensorboard:store_true=False, # log for TensorBoard as well
-    seed:int=None, # of initialisation and data order
-    device:str=None, # cpu or cuda; chosen if not given
-    workers:int=2, # processes that decode images, for folders too large for memory
-    log_every:int=20, # steps between lines of the log
-    save_every:int=500, # steps between checkpoints
-    preview_every:int=500, # steps between pictures
-    stop_after:int=None, # stop early after so many steps in all; the run can be continued
-    images:int=None, # of an epoch, for a stream that does not say
+    data: str = 'fashion-mnist',  # folder of class folders, of .tar or .parquet shards, a stream (a URL, pipe:COMMAND, hub:NAME), or a name: fashion-mnist, fashion-mnist-5k, cifar10
+    out: str = 'runs/tokenizer',  # run folder; an unfinished run in it is continued
+    preset: str = 'small',  # a row of nfig.core.config.presets: tiny, small, nfig_d16, var_d16, ...
+    size: int = None,  # side in pixels to which images are brought; the preset's if not given
+    steps: int = None,  # optimiser steps, in place of the preset's
+    epochs: float = None,  # passes over the data, in place of steps
+    batch_size: int = None,  # images a step
+    lr: float = None,  # peak learning rate
+    perceptual: float = None,  # weight of the perceptual loss (0: off)
+    features: str = None,  # what the perceptual loss compares: lpips or effnet
+    vgg: str = None,  # file of VGG-16 weights for lpips; random for none; torchvision's cache if not given
+    gan: float = None,  # weight of the adversarial loss (0: off)
+    discriminator: str = None,  # patchgan or dino
+    dino: str = None,  # file of DINO ViT-S/16 weights for the discriminator; random for none
+    init_weights: str = None,  # file or folder of weights for a DINOv2 encoder; random for none
+    target: str = None,  # band (NFIG) or full (VAR)
+    division: str = None,  # band edges: paper, area, nyquist or energy
+    accumulate: int = None,  # parts into which a batch is split to save memory
+    compile: store_true = False,  # compile encoder and decoder first: a minute, then faster steps
+    tensorboard: store_true = False,  # log for TensorBoard as well
+    seed: int = None,  # of initialisation and data order
+    device: str = None,  # cpu or cuda; chosen if not given
+    workers: int = 2,  # processes that decode images, for folders too large for memory
+    log_every: int = 20,  # steps between lines of the log
+    save_every: int = 500,  # steps between checkpoints
+    preview_every: int = 500,  # steps between pictures
+    stop_after: int = None,  # stop early after so many steps in all; the run can be continued
+    images: int = None,  # of an epoch, for a stream that does not say
 ):
     "Train an FR-VAE on images; leaves OUT/tokenizer, metrics.jsonl, checkpoints and pictures"
     from nfig.data.streams import open_data
-    from nfig.core.distributed import main_process_first,init_distributed,destroy_distributed
+    from nfig.core.distributed import main_process_first, init_distributed, destroy_distributed
     from nfig.train.tokenizer import train_tokenizer as train
+
     e = get_preset(preset)
-    e = replace(e, tokenizer=overrule(resized(e.tokenizer, size or e.tokenizer.image_size), target=target, division=division),
-                train_tokenizer=overrule(e.train_tokenizer, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, perceptual=perceptual, features=features, vgg=vgg, gan=gan,
-                                                 discriminator=discriminator, dino=dino, init_weights=init_weights, accumulate=accumulate, compile=compile or None, seed=seed))
+    e = replace(
+        e,
+        tokenizer=overrule(
+            resized(e.tokenizer, size or e.tokenizer.image_size), target=target, division=division
+        ),
+        train_tokenizer=overrule(
+            e.train_tokenizer,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            perceptual=perceptual,
+            features=features,
+            vgg=vgg,
+            gan=gan,
+            discriminator=discriminator,
+            dino=dino,
+            init_weights=init_weights,
+            accumulate=accumulate,
+            compile=compile or None,
+            seed=seed,
+        ),
+    )
     device = init_distributed(device)
-    with main_process_first(): found = open_data(data, e.tokenizer.image_size, images=images)   # the first may have to make an index
-    train(e, found, out, device=device, workers=workers, data_name=data, tensorboard=tensorboard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
-    if destroy_distributed(): print(f'run folder: {out}')
+    with main_process_first():
+        found = open_data(
+            data, e.tokenizer.image_size, images=images
+        )  # the first may have to make an index
+    train(
+        e,
+        found,
+        out,
+        device=device,
+        workers=workers,
+        data_name=data,
+        tensorboard=tensorboard,
+        log_every=log_every,
+        save_every=save_every,
+        preview_every=preview_every,
+        stop_after=stop_after,
+    )
+    if destroy_distributed():
+        print(f'run folder: {out}')
 
 # %% ../../nbs/8_use/83_train.ipynb #2f207cab
-def find_in(folder, # what the user gave
-    name:str, # 'tokenizer' or 'pipeline'
-)->Path: # the folder with config.json and model.safetensors
+def find_in(
+    folder,  # what the user gave
+    name: str,  # 'tokenizer' or 'pipeline'
+) -> Path:  # the folder with config.json and model.safetensors
     "A run folder stands for the result in it; FileNotFoundError if the run has not finished"
     folder = Path(folder)
-    if (folder/name).is_dir(): return folder/name
-    if name=='pipeline' and (folder/'tokenizer').is_dir() and not (folder/'transformer').is_dir():
-        raise FileNotFoundError(f"{folder} is the run of a tokenizer, which draws nothing by itself: train a transformer with nfig_train --tokenizer {folder}, and give its run folder")
-    if (folder/'checkpoints').is_dir(): raise FileNotFoundError(f"{folder} is a run that has not finished: it has no {name} yet. Start the same training command again to complete it")
+    if (folder / name).is_dir():
+        return folder / name
+    if (
+        name == 'pipeline'
+        and (folder / 'tokenizer').is_dir()
+        and not (folder / 'transformer').is_dir()
+    ):
+        raise FileNotFoundError(
+            f"{folder} is the run of a tokenizer, which draws nothing by itself: train a transformer with nfig_train --tokenizer {folder}, and give its run folder"
+        )
+    if (folder / 'checkpoints').is_dir():
+        raise FileNotFoundError(
+            f"{folder} is a run that has not finished: it has no {name} yet. Start the same training command again to complete it"
+        )
     return folder
 
-def data_of(tokenizer, # run folder, or the tokenizer folder in it
-)->str: # a name or path
+
+def data_of(
+    tokenizer,  # run folder, or the tokenizer folder in it
+) -> str:  # a name or path
     "What a tokenizer was trained on; ValueError if that is not on record"
     for d in (Path(tokenizer), Path(tokenizer).parent):
-        if (d/'config.json').exists() and (found := json.loads((d/'config.json').read_text()).get('data')): return found
+        if (d / 'config.json').exists() and (
+            found := json.loads((d / 'config.json').read_text()).get('data')
+        ):
+            return found
     raise ValueError(f"{tokenizer} does not say what it was trained on: give --data")
 
 # %% ../../nbs/8_use/83_train.ipynb #b3a35d98
 @call_parse
 @friendly
 def train_nfig(
-    tokenizer:str='runs/tokenizer', # run folder of nfig_train_tokenizer, or a saved tokenizer
-    data:str=None, # as for nfig_train_tokenizer, but no stream; what the tokenizer was trained on if not given
-    out:str='runs/nfig', # run folder; an unfinished run in it is continued
-    preset:str='small', # a row of nfig.core.config.presets
-    steps:int=None, # optimiser steps, in place of the preset's
-    epochs:float=None, # passes over the data, in place of steps
-    batch_size:int=None, # images a step
-    lr:float=None, # peak learning rate
-    depth:int=None, # blocks, in place of the preset's
-    accumulate:int=None, # parts into which a batch is split to save memory
-    recompute:store_true=False, # keep less for the backward pass and compute it again: saves more memory, a third more work
-    seed:int=None, # of initialisation and data order
-    device:str=None, # cpu or cuda; chosen if not given
-    log_every:int=20, # steps between lines of the log
-    save_every:int=500, # steps between checkpoints
-    preview_every:int=500, # steps between pictures
-    compile:bool=False, # compile the transformer first: a minute, then faster steps
-    shard:store_true=False, # of several processes, each keeps a part of the weights, not a copy of all
-    stop_after:int=None, # stop early after so many steps in all; the run can be continued
-    tokens:str=None, # folder that nfig_cache_tokens made: nothing is encoded, and the training images need not be there
+    tokenizer: str = 'runs/tokenizer',  # run folder of nfig_train_tokenizer, or a saved tokenizer
+    data: str = None,  # as for nfig_train_tokenizer, but no stream; what the tokenizer was trained on if not given
+    out: str = 'runs/nfig',  # run folder; an unfinished run in it is continued
+    preset: str = 'small',  # a row of nfig.core.config.presets
+    steps: int = None,  # optimiser steps, in place of the preset's
+    epochs: float = None,  # passes over the data, in place of steps
+    batch_size: int = None,  # images a step
+    lr: float = None,  # peak learning rate
+    depth: int = None,  # blocks, in place of the preset's
+    accumulate: int = None,  # parts into which a batch is split to save memory
+    recompute: store_true = False,  # keep less for the backward pass and compute it again: saves more memory, a third more work
+    seed: int = None,  # of initialisation and data order
+    device: str = None,  # cpu or cuda; chosen if not given
+    log_every: int = 20,  # steps between lines of the log
+    save_every: int = 500,  # steps between checkpoints
+    preview_every: int = 500,  # steps between pictures
+    compile: bool = False,  # compile the transformer first: a minute, then faster steps
+    shard: store_true = False,  # of several processes, each keeps a part of the weights, not a copy of all
+    stop_after: int = None,  # stop early after so many steps in all; the run can be continued
+    tokens: str = None,  # folder that nfig_cache_tokens made: nothing is encoded, and the training images need not be there
 ):
     "Train the transformer on a tokenizer's tokens; leaves OUT/pipeline, metrics.jsonl, checkpoints and pictures"
     from nfig.data.sources import load_data
     from nfig.tokenizer.frvae import FRVAE
     from nfig.data.tokens import TokenCache
-    from nfig.core.distributed import main_process_first,init_distributed,destroy_distributed
+    from nfig.core.distributed import main_process_first, init_distributed, destroy_distributed
     from nfig.train.transformer import train_nfig as train
-    e = get_preset(preset, **({'transformer':dict(depth=depth,width=None,heads=None,drop_path=None)} if depth else {}))
-    e = replace(e, train=overrule(e.train, steps=steps, epochs=epochs, batch_size=batch_size, lr=lr, accumulate=accumulate, recompute=recompute or None, seed=seed))
-    tok = FRVAE.from_pretrained(find_in(tokenizer,'tokenizer')); size,device = tok.config.image_size,init_distributed(device)
-    cache = TokenCache(tokens, tok) if tokens else None; data = data or (cache.manifest.get('source') if cache else None) or data_of(tokenizer)
+
+    e = get_preset(
+        preset,
+        **(
+            {'transformer': dict(depth=depth, width=None, heads=None, drop_path=None)}
+            if depth
+            else {}
+        ),
+    )
+    e = replace(
+        e,
+        train=overrule(
+            e.train,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            accumulate=accumulate,
+            recompute=recompute or None,
+            seed=seed,
+        ),
+    )
+    tok = FRVAE.from_pretrained(find_in(tokenizer, 'tokenizer'))
+    size = tok.config.image_size
+    device = init_distributed(device)
+    cache = TokenCache(tokens, tok) if tokens else None
+    data = data or (cache.manifest.get('source') if cache else None) or data_of(tokenizer)
     with main_process_first():
-        try: val = load_data(data, size, 'test')
-        except FileNotFoundError: val = None   # nothing is held out; the run just cannot show a held-out loss
+        try:
+            val = load_data(data, size, 'test')
+        except FileNotFoundError:
+            val = None  # nothing is held out; the run just cannot show a held-out loss
         found = cache or load_data(data, size)
-    train(e, tok, found, out, val=val, device=device, data_name=data, compile=compile, shard=shard, log_every=log_every, save_every=save_every, preview_every=preview_every, stop_after=stop_after)
-    if destroy_distributed(): print(f'run folder: {out}')
+    train(
+        e,
+        tok,
+        found,
+        out,
+        val=val,
+        device=device,
+        data_name=data,
+        compile=compile,
+        shard=shard,
+        log_every=log_every,
+        save_every=save_every,
+        preview_every=preview_every,
+        stop_after=stop_after,
+    )
+    if destroy_distributed():
+        print(f'run folder: {out}')
 
 # %% ../../nbs/8_use/83_train.ipynb #efdd9e47
-def part_of(text:str # as '3/8': part 3, counted from 0, of 8; empty for none
-)->tuple: # (3, 8), or None
+def part_of(
+    text: str,  # as '3/8': part 3, counted from 0, of 8; empty for none
+) -> tuple:  # (3, 8), or None
     "What `--shard` means; ValueError if it means nothing"
-    if not text: return None
-    i,_,n = text.partition('/')
-    if not (i.isdigit() and n.isdigit() and int(i)<int(n)): raise ValueError(f"--shard {text}: give i/n with i from 0 to n-1, as 0/8 for the first of eight parts")
-    return int(i),int(n)
+    if not text:
+        return None
+    i, _, n = text.partition('/')
+    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise ValueError(
+            f"--shard {text}: give i/n with i from 0 to n-1, as 0/8 for the first of eight parts"
+        )
+    return int(i), int(n)
 
 # %% ../../nbs/8_use/83_train.ipynb #8c49f202
 @call_parse
 @friendly
 def cache_tokens(
-    tokenizer:str='runs/tokenizer', # run folder of nfig_train_tokenizer, or a saved tokenizer
-    data:str=None, # folder of class folders or shards, or a name; what the tokenizer was trained on if not given
-    out:str='runs/tokens', # folder of the cache; what is in it already is kept
-    split:str='train', # train, val or test
-    views:int=1, # of each image: itself, and views-1 random crops of 0.8 to 1 of its side
-    no_flips:store_true=False, # leave out the mirror image of every view
-    seed:int=0, # of the crops
-    shard:str='', # i/n: make part i, from 0, of n; processes of one torchrun share the work without it
-    shard_size:int=4096, # images a file: what is lost if the job is killed
-    batch_size:int=256, # images at once
-    workers:int=2, # processes that decode images
-    device:str=None, # cpu or cuda; chosen if not given
+    tokenizer: str = 'runs/tokenizer',  # run folder of nfig_train_tokenizer, or a saved tokenizer
+    data: str = None,  # folder of class folders or shards, or a name; what the tokenizer was trained on if not given
+    out: str = 'runs/tokens',  # folder of the cache; what is in it already is kept
+    split: str = 'train',  # train, val or test
+    views: int = 1,  # of each image: itself, and views-1 random crops of 0.8 to 1 of its side
+    no_flips: store_true = False,  # leave out the mirror image of every view
+    seed: int = 0,  # of the crops
+    shard: str = '',  # i/n: make part i, from 0, of n; processes of one torchrun share the work without it
+    shard_size: int = 4096,  # images a file: what is lost if the job is killed
+    batch_size: int = 256,  # images at once
+    workers: int = 2,  # processes that decode images
+    device: str = None,  # cpu or cuda; chosen if not given
 ):
     "Encode a data set once; leaves manifest.json and tokens-*.safetensors in OUT, for nfig_train --tokens OUT"
     from nfig.data.sources import load_data
-    from nfig.core.distributed import main_process_first,init_distributed,destroy_distributed
+    from nfig.core.distributed import main_process_first, init_distributed, destroy_distributed
     from nfig.tokenizer.frvae import FRVAE
-    from nfig.data.tokens import TokenCache,cache_tokens as make,missing,plan_for
+    from nfig.data.tokens import TokenCache, cache_tokens as make, missing, plan_for
     from nfig.core.device import pick_device
-    part,where = part_of(shard),pick_device(init_distributed(device)); tok = FRVAE.from_pretrained(find_in(tokenizer,'tokenizer')).to(where).eval(); data = data or data_of(tokenizer)
-    with main_process_first(): images = load_data(data, tok.config.image_size, split)          # the first may have to make an index
+
+    part = part_of(shard)
+    where = pick_device(init_distributed(device))
+    tok = FRVAE.from_pretrained(find_in(tokenizer, 'tokenizer')).to(where).eval()
+    data = data or data_of(tokenizer)
+    with main_process_first():
+        images = load_data(
+            data, tok.config.image_size, split
+        )  # the first may have to make an index
     plan = plan_for(tok, images, views=views, flips=not no_flips, seed=seed, shard=shard_size)
-    about = dict(source=data, split=split, made_from=str(tokenizer), command=' '.join(['nfig_cache_tokens',*sys.argv[1:]]), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    about = dict(
+        source=data,
+        split=split,
+        made_from=str(tokenizer),
+        command=' '.join(['nfig_cache_tokens', *sys.argv[1:]]),
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+    )
     done = make(out, tok, images, plan, part, batch_size, workers, **about)
-    if not destroy_distributed(): return
-    if not done: return print(f"this part is done; {len(missing(out,plan))} of {plan.files()} files of {out} are still missing, which is for the other parts")
-    cache = TokenCache(out, tok); cache.verify(); v,n,l = cache.shape
-    print(f"{out}: {n:,} images in {v} views of {l} tokens, {plan.files()} files, checksums as written{f'; {len(images.skipped)} images could not be read' if images.skipped else ''}")
+    if not destroy_distributed():
+        return
+    if not done:
+        return print(
+            f"this part is done; {len(missing(out, plan))} of {plan.files()} files of {out} are still missing, which is for the other parts"
+        )
+    cache = TokenCache(out, tok)
+    cache.verify()
+    v, n, l = cache.shape
+    print(
+        f"{out}: {n:,} images in {v} views of {l} tokens, {plan.files()} files, checksums as written{f'; {len(images.skipped)} images could not be read' if images.skipped else ''}"
+    )

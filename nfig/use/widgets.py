@@ -7,217 +7,398 @@ __all__ = ['png', 'bars', 'webp', 'film', 'Picker', 'View', 'beside', 'same_or_n
            'TokenizerView']
 
 # %% ../../nbs/8_use/82_widgets.ipynb #f0d91832
-import base64,io
-import ipywidgets as W,torch,traitlets
+import base64
+import io
+import ipywidgets as W
+import torch
+import traitlets
 from fastcore.basics import patch
 from html import escape
 from PIL import Image
 from torch import Tensor
 from ..core.config import paper_scales
-from ..core.pixels import to_float,to_pil
-from ..bands.show import palette,psnr,stretch
+from ..core.pixels import to_float, to_pil
+from ..bands.show import palette, psnr, stretch
 from ..tokenizer.frvae import FRVAE
 from ..transformer.pipeline import NFIGPipeline
-from ..data.images import decode,reason
-from .explorers import BandExplorer,Mixer,StageExplorer,TokenizerExplorer
+from ..data.images import decode, reason
+from .explorers import BandExplorer, Mixer, StageExplorer, TokenizerExplorer
 
 # %% ../../nbs/8_use/82_widgets.ipynb #8f565528
-def png(x:Tensor, # (3,H,W) in [-1,1]; clipped
-    side:int=256, # least height on the screen, pixels
-)->bytes: # a PNG file
+def png(
+    x: Tensor,  # (3,H,W) in [-1,1]; clipped
+    side: int = 256,  # least height on the screen, pixels
+) -> bytes:  # a PNG file
     "A picture as a file, enlarged by a whole number"
-    im = to_pil(x[None])[0]; k = max(1, round(side/im.height))
+    im = to_pil(x[None])[0]
+    k = max(1, round(side / im.height))
     buffer = io.BytesIO()
-    im.resize((k*im.width,k*im.height), Image.Resampling.NEAREST).save(buffer, 'png', compress_level=1)
+    im.resize((k * im.width, k * im.height), Image.Resampling.NEAREST).save(
+        buffer, 'png', compress_level=1
+    )
     return buffer.getvalue()
 
 # %% ../../nbs/8_use/82_widgets.ipynb #bddfffb1
-def bars(numbers:dict, # name of a column: (n,) numbers of at least 0
-    first:str='band', # what the rows are
-    marked=(), # rows to print bold, counted from 1
-)->str: # HTML
+def bars(
+    numbers: dict,  # name of a column: (n,) numbers of at least 0
+    first: str = 'band',  # what the rows are
+    marked=(),  # rows to print bold, counted from 1
+) -> str:  # HTML
     "A table with a bar beside each number; the longest bar of a column is its largest number"
-    def text(v): return f'{v:,.0f}' if v>=10 or v==int(v) else f'{v:.2g}'
-    def cell(v, top, colour): return f'<td>{text(v)}</td><td><div style="width:{max(v,0)/max(top,1e-12)*7:.2f}em;height:.7em;background:{colour}"></div></td>'
-    cols = {k:[float(o) for o in v] for k,v in numbers.items()}; n = len(next(iter(cols.values())))
-    head = f'<tr><th>{first}</th>'+''.join(f'<th colspan=2 style="text-align:left">{escape(k)}</th>' for k in cols)+'</tr>'
-    rows = (f'<tr style="font-weight:{"bold" if i+1 in marked else "normal"}"><td>{i+1}</td>'+''.join(cell(v[i],max(v),c) for v,c in zip(cols.values(),palette))+'</tr>' for i in range(n))
+
+    def text(v):
+        return f'{v:,.0f}' if v >= 10 or v == int(v) else f'{v:.2g}'
+
+    def cell(v, top, colour):
+        return f'<td>{text(v)}</td><td><div style="width:{max(v, 0) / max(top, 1e-12) * 7:.2f}em;height:.7em;background:{colour}"></div></td>'
+
+    cols = {k: [float(o) for o in v] for k, v in numbers.items()}
+    n = len(next(iter(cols.values())))
+    head = (
+        f'<tr><th>{first}</th>'
+        + ''.join(f'<th colspan=2 style="text-align:left">{escape(k)}</th>' for k in cols)
+        + '</tr>'
+    )
+    rows = (
+        f'<tr style="font-weight:{"bold" if i + 1 in marked else "normal"}"><td>{i + 1}</td>'
+        + ''.join(cell(v[i], max(v), c) for v, c in zip(cols.values(), palette))
+        + '</tr>'
+        for i in range(n)
+    )
     return f'<table style="line-height:1.2;font-size:12px">{head}{"".join(rows)}</table>'
 
 # %% ../../nbs/8_use/82_widgets.ipynb #77f35dbc
-def webp(x:Tensor, # (3,H,W) in [-1,1]
-)->bytes: # a WebP file
+def webp(
+    x: Tensor,  # (3,H,W) in [-1,1]
+) -> bytes:  # a WebP file
     "A picture in few bytes: exact if it is small, good to look at if it is large"
     buffer = io.BytesIO()
-    to_pil(x[None])[0].save(buffer, 'webp', **(dict(lossless=True) if x.shape[-1]<=256 and x.shape[-2]<=512 else dict(quality=62)))
+    to_pil(x[None])[0].save(
+        buffer,
+        'webp',
+        **(dict(lossless=True) if x.shape[-1] <= 256 and x.shape[-2] <= 512 else dict(quality=62)),
+    )
     return buffer.getvalue()
 
-_slide = ("var b=this.parentNode,t=b.dataset.text.split('|');b.querySelector('img').style.transform='translateY(-'+100*this.value/t.length+'%)';"
-          "b.querySelector('output').textContent=t[this.value]")
 
-def film(frames:list, # pictures (3,H,W) in [-1,1] of one size
-    texts:list, # what to write below each
-    width:int=480, # largest width on the page, pixels
-    at:int=0, # the frame that is shown first
-)->str: # HTML, a slider included
+_slide = (
+    "var b=this.parentNode,t=b.dataset.text.split('|');b.querySelector('img').style.transform='translateY(-'+100*this.value/t.length+'%)';"
+    "b.querySelector('output').textContent=t[this.value]"
+)
+
+
+def film(
+    frames: list,  # pictures (3,H,W) in [-1,1] of one size
+    texts: list,  # what to write below each
+    width: int = 480,  # largest width on the page, pixels
+    at: int = 0,  # the frame that is shown first
+) -> str:  # HTML, a slider included
     "Pictures behind a slider that needs no kernel"
-    _,h,w = frames[0].shape; n = len(frames)
-    data = base64.b64encode(webp(torch.cat(list(frames),1))).decode()
-    text = escape('|'.join(o.replace('|','/') for o in texts), quote=True)
-    return (f'<div class="nfig-film" data-text="{text}" style="max-width:{width}px"><div style="overflow:hidden;aspect-ratio:{w}/{h}">'
-            f'<img alt="{escape(texts[at])}" src="data:image/webp;base64,{data}" style="width:100%;max-width:none;display:block;margin:0;image-rendering:{"pixelated" if h<=64 else "auto"};transform:translateY(-{100*at/n:.6g}%)"></div>'
-            f'<input type="range" min="0" max="{n-1}" value="{at}" style="width:100%" aria-label="frame" oninput="{_slide}"><output>{escape(texts[at])}</output></div>')
+    _, h, w = frames[0].shape
+    n = len(frames)
+    data = base64.b64encode(webp(torch.cat(list(frames), 1))).decode()
+    text = escape('|'.join(o.replace('|', '/') for o in texts), quote=True)
+    return (
+        f'<div class="nfig-film" data-text="{text}" style="max-width:{width}px"><div style="overflow:hidden;aspect-ratio:{w}/{h}">'
+        f'<img alt="{escape(texts[at])}" src="data:image/webp;base64,{data}" style="width:100%;max-width:none;display:block;margin:0;image-rendering:{"pixelated" if h <= 64 else "auto"};transform:translateY(-{100 * at / n:.6g}%)"></div>'
+        f'<input type="range" min="0" max="{n - 1}" value="{at}" style="width:100%" aria-label="frame" oninput="{_slide}"><output>{escape(texts[at])}</output></div>'
+    )
 
 # %% ../../nbs/8_use/82_widgets.ipynb #b805ee40
 class Picker(W.HBox):
     "Choose a picture by name, or upload one; `value` is the name, `album` holds the pictures"
-    value = traitlets.Unicode()
-    def __init__(self, album:dict, # name: (3,H,H) in [-1,1]; uploads are added to a copy
-        label:str='image', # what is written beside the list
-    ):
-        self.album = dict(album); self.side = next(iter(album.values())).shape[-1]
-        self.names = W.Dropdown(options=[*album], description=label, layout=W.Layout(width='15em'))
-        self.button,self.said = W.FileUpload(accept='image/*', description='yours', layout=W.Layout(width='7em')), W.Label()
-        super().__init__([self.names, self.button, self.said])
-        self.button.observe(lambda c: [self.add(f['name'], bytes(f['content'])) for f in c['new']], 'value')
-        W.link((self.names,'value'), (self,'value'))
 
-    def add(self, name:str, # of the file
-        content:bytes, # what is in it
+    value = traitlets.Unicode()
+
+    def __init__(
+        self,
+        album: dict,  # name: (3,H,H) in [-1,1]; uploads are added to a copy
+        label: str = 'image',  # what is written beside the list
+    ):
+        self.album = dict(album)
+        self.side = next(iter(album.values())).shape[-1]
+        self.names = W.Dropdown(options=[*album], description=label, layout=W.Layout(width='15em'))
+        self.button = W.FileUpload(
+            accept='image/*', description='yours', layout=W.Layout(width='7em')
+        )
+        self.said = W.Label()
+        super().__init__([self.names, self.button, self.said])
+        self.button.observe(
+            lambda c: [self.add(f['name'], bytes(f['content'])) for f in c['new']], 'value'
+        )
+        W.link((self.names, 'value'), (self, 'value'))
+
+    def add(
+        self,
+        name: str,  # of the file
+        content: bytes,  # what is in it
     ):
         "Take a picture in and choose it, or say why it cannot be read"
-        try: self.album[name] = to_float(decode(content, self.side))
-        except Exception as e: self.said.value = f'{name} cannot be read: {reason(e)}'; return
-        self.names.options = [*self.album]; self.names.value,self.said.value = name,''
+        try:
+            self.album[name] = to_float(decode(content, self.side))
+        except Exception as e:
+            self.said.value = f'{name} cannot be read: {reason(e)}'
+            return
+        self.names.options = [*self.album]
+        self.names.value, self.said.value = name, ''
 
     @property
-    def image(self)->Tensor: return self.album[self.value] # (3,H,H)
+    def image(self) -> Tensor:
+        return self.album[self.value]  # (3,H,H)
 
 # %% ../../nbs/8_use/82_widgets.ipynb #cbe09574
 class View(W.VBox):
     "Controls above, pictures in a row, a note below. Subclasses write `render`"
-    film_of,film_at = None,0       # name of the control that the film moves along, and the frame to begin with
-    def __init__(self, controls:dict, # name: widget with a value
-        others=(), # widgets that are shown with them, but not asked for values
-        pictures:int=3, # in the row
+
+    # name of the control that the film moves along, and the frame to begin with
+    film_of = None
+    film_at = 0
+
+    def __init__(
+        self,
+        controls: dict,  # name: widget with a value
+        others=(),  # widgets that are shown with them, but not asked for values
+        pictures: int = 3,  # in the row
     ):
         self.controls = controls
-        self.captions,self.images = [W.Label() for _ in range(pictures)],[W.Image(format='png', layout=W.Layout(width='256px')) for _ in range(pictures)]
-        self.note,self.error = W.HTML(),W.HTML()
+        self.captions = [W.Label() for _ in range(pictures)]
+        self.images = [
+            W.Image(format='png', layout=W.Layout(width='256px')) for _ in range(pictures)
+        ]
+        self.note, self.error = W.HTML(), W.HTML()
         wrap = W.Layout(flex_flow='row wrap')
-        super().__init__([W.HBox([*controls.values(),*others], layout=wrap), self.error,
-                          W.HBox([W.VBox(o) for o in zip(self.captions,self.images)], layout=wrap), self.note])
-        for c in controls.values(): c.observe(self.draw, 'value')
+        super().__init__(
+            [
+                W.HBox([*controls.values(), *others], layout=wrap),
+                self.error,
+                W.HBox([W.VBox(o) for o in zip(self.captions, self.images)], layout=wrap),
+                self.note,
+            ]
+        )
+        for c in controls.values():
+            c.observe(self.draw, 'value')
         self.draw()
 
-    def values(self)->dict: return {k:c.value for k,c in self.controls.items()}
+    def values(self) -> dict:
+        return {k: c.value for k, c in self.controls.items()}
 
     def draw(self, _=None):
         "Show what `render` makes of the controls, or say why it cannot"
-        try: pictures,note = self.render(**self.values())
-        except (ValueError,OSError) as e: self.error.value = f'<b>{escape(str(e))}</b>'; return
-        for label,image,(caption,x) in zip(self.captions, self.images, pictures): label.value,image.value = caption,png(x)
-        self.note.value,self.error.value = note,''
+        try:
+            pictures, note = self.render(**self.values())
+        except (ValueError, OSError) as e:
+            self.error.value = f'<b>{escape(str(e))}</b>'
+            return
+        for label, image, (caption, x) in zip(self.captions, self.images, pictures):
+            label.value, image.value = caption, png(x)
+        self.note.value, self.error.value = note, ''
 
 # %% ../../nbs/8_use/82_widgets.ipynb #b78d7e7d
-def beside(pictures:list, # (3,H_i,W_i) each
-    side:int, # height and width of each in the frame
-)->Tensor: # (3,side,n*side)
+def beside(
+    pictures: list,  # (3,H_i,W_i) each
+    side: int,  # height and width of each in the frame
+) -> Tensor:  # (3,side,n*side)
     "Pictures in a row, without a gap"
-    def fit(x): return torch.nn.functional.interpolate(x[None].float().cpu().clamp(-1,1), size=side, mode='area' if x.shape[-1]>side else 'nearest')[0]
+
+    def fit(x):
+        return torch.nn.functional.interpolate(
+            x[None].float().cpu().clamp(-1, 1),
+            size=side,
+            mode='area' if x.shape[-1] > side else 'nearest',
+        )[0]
+
     return torch.cat([fit(x) for x in pictures], -1)
 
-@patch
-def film(self:View)->str: # HTML
-    "What the view shows along `film_of`, as a film"
-    shots = [self.render(**self.values()|{self.film_of:v})[0] for v in self.frames()]
-    side = min(128, max(x.shape[-1] for _,x in shots[0]))
-    return film([beside([x for _,x in s], side) for s in shots], [', '.join(t for t,_ in s) for s in shots], 160*len(shots[0]), self.film_at)
 
 @patch
-def _repr_mimebundle_(self:View, **kw): return W.VBox._repr_mimebundle_(self, **kw) | {'text/html':self.film()}
+def film(self: View) -> str:  # HTML
+    "What the view shows along `film_of`, as a film"
+    shots = [self.render(**self.values() | {self.film_of: v})[0] for v in self.frames()]
+    side = min(128, max(x.shape[-1] for _, x in shots[0]))
+    return film(
+        [beside([x for _, x in s], side) for s in shots],
+        [', '.join(t for t, _ in s) for s in shots],
+        160 * len(shots[0]),
+        self.film_at,
+    )
+
+
+@patch
+def _repr_mimebundle_(self: View, **kw):
+    return W.VBox._repr_mimebundle_(self, **kw) | {'text/html': self.film()}
 
 # %% ../../nbs/8_use/82_widgets.ipynb #39fae70c
-def same_or_new(old, # the explorer there was, or None
-    new, # the explorer that is asked for; costs nothing as long as it is not used
-): # the old one if it explores the same
+def same_or_new(
+    old,  # the explorer there was, or None
+    new,  # the explorer that is asked for; costs nothing as long as it is not used
+):  # the old one if it explores the same
     "Keep what an explorer has computed as long as its fields are the same"
-    same = type(old) is type(new) and all(a is b or (isinstance(a,(str,tuple)) and a==b) for a,b in ((getattr(o,k) for o in (old,new)) for k in new.__dataclass_fields__))
+    same = type(old) is type(new) and all(
+        a is b or (isinstance(a, (str, tuple)) and a == b)
+        for a, b in ((getattr(o, k) for o in (old, new)) for k in new.__dataclass_fields__)
+    )
     return old if same else new
+
 
 class BandView(View):
     "Bands of an image or a latent: the window, where it is, the sum so far"
-    film_of,film_at = 'window',3
-    sets = {'1, 2, 4 … 256':BandExplorer.scales, "the paper's: 1, 2, 3, 4, 5, 6, 8, 10, 13, 16":paper_scales, '1, 2, 3, 4, 6, 8':(1,2,3,4,6,8)}
-    def __init__(self, album:dict, # name: (C,H,W) images in [-1,1], or latents
+
+    film_of, film_at = 'window', 3
+    sets = {
+        '1, 2, 4 … 256': BandExplorer.scales,
+        "the paper's: 1, 2, 3, 4, 5, 6, 8, 10, 13, 16": paper_scales,
+        '1, 2, 3, 4, 6, 8': (1, 2, 3, 4, 6, 8),
+    }
+
+    def __init__(
+        self,
+        album: dict,  # name: (C,H,W) images in [-1,1], or latents
     ):
-        self.picker,self.explorer = Picker(album),None; window = W.IntRangeSlider(value=(1,4), min=1, max=9, description='bands')
-        scales,division = W.Dropdown(options=self.sets, description='scales'),W.Dropdown(options=['nyquist','area','paper','energy'], description='division')
+        self.picker, self.explorer = Picker(album), None
+        window = W.IntRangeSlider(value=(1, 4), min=1, max=9, description='bands')
+        scales = W.Dropdown(options=self.sets, description='scales')
+        division = W.Dropdown(
+            options=['nyquist', 'area', 'paper', 'energy'], description='division'
+        )
         scales.observe(lambda c: window.set_trait('max', len(c['new'])), 'value')
         super().__init__(dict(image=self.picker, window=window, division=division, scales=scales))
 
-    def frames(self): return [(i,i) for i in range(1, len(self.controls['scales'].value)+1)]
+    def frames(self):
+        return [(i, i) for i in range(1, len(self.controls['scales'].value) + 1)]
 
     def render(self, image, window, division, scales):
         "The window, where it is, the sum so far; a table of all bands"
-        lo,hi = window; hi = min(hi,len(scales))
-        e = self.explorer = same_or_new(self.explorer, BandExplorer(self.picker.image, scales, division)); part,k = stretch(e.component(lo,hi)); within = f'band {lo}' if lo==hi else f'bands {lo} to {hi}'
-        return [(f'{within}, contrast × {k:.2g}' if k else f'{within}: empty', part), ('where it is in the spectrum', e.spectrum(lo,hi)), (f'bands 1 to {hi}', e.so_far(hi))], bars(e.per_band, marked=range(lo,hi+1))
+        lo, hi = window
+        hi = min(hi, len(scales))
+        e = self.explorer = same_or_new(
+            self.explorer, BandExplorer(self.picker.image, scales, division)
+        )
+        part, k = stretch(e.component(lo, hi))
+        within = f'band {lo}' if lo == hi else f'bands {lo} to {hi}'
+        return [
+            (f'{within}, contrast × {k:.2g}' if k else f'{within}: empty', part),
+            ('where it is in the spectrum', e.spectrum(lo, hi)),
+            (f'bands 1 to {hi}', e.so_far(hi)),
+        ], bars(e.per_band, marked=range(lo, hi + 1))
 
 # %% ../../nbs/8_use/82_widgets.ipynb #32141794
 class MixerView(View):
     "Slow waves of one image, fast waves of another"
-    film_of,film_at = 'cut',5
-    def __init__(self, album:dict, # name: (3,H,H) images in [-1,1]
-    ):
-        self.low,self.high = Picker(album,'slow waves'),Picker(album,'fast waves'); self.high.value = [*album][-1 if len(album)<2 else 1]
-        super().__init__(dict(low=self.low, high=self.high, cut=W.IntSlider(5, 0, 9, description='up to band')))
 
-    def frames(self): return range(10)
+    film_of, film_at = 'cut', 5
+
+    def __init__(
+        self,
+        album: dict,  # name: (3,H,H) images in [-1,1]
+    ):
+        self.low = Picker(album, 'slow waves')
+        self.high = Picker(album, 'fast waves')
+        self.high.value = [*album][-1 if len(album) < 2 else 1]
+        super().__init__(
+            dict(low=self.low, high=self.high, cut=W.IntSlider(5, 0, 9, description='up to band'))
+        )
+
+    def frames(self):
+        return range(10)
 
     def render(self, low, high, cut):
         "Slow waves, fast waves, their sum"
-        m = Mixer(self.low.album[low], self.high.album[high], cut=cut); slow,fast = m.parts()
-        return [(f'{low} up to band {cut}', slow), (f'{high} from band {cut+1}', stretch(fast)[0]), ('the sum', slow+fast)],'Step back from the screen, or close your eyes half: the slow waves win.'
+        m = Mixer(self.low.album[low], self.high.album[high], cut=cut)
+        slow, fast = m.parts()
+        return [
+            (f'{low} up to band {cut}', slow),
+            (f'{high} from band {cut + 1}', stretch(fast)[0]),
+            ('the sum', slow + fast),
+        ], 'Step back from the screen, or close your eyes half: the slow waves win.'
 
 # %% ../../nbs/8_use/82_widgets.ipynb #1efded4e
 class StageView(View):
     "A generated image, stage by stage, and a stage drawn anew"
-    film_of,film_at = 'stage',2
-    def __init__(self, pipe:NFIGPipeline, # trained
-    ):
-        self.pipe,self.asked,s = pipe,None,pipe.sample
-        self.again,self.later = W.Button(description='draw this stage anew'),W.Checkbox(True, description='keep later stages', indent=False)
-        self.again.on_click(self.resample)
-        super().__init__(dict(label=W.Dropdown(options=pipe.classes, description='class'), seed=W.IntSlider(0, 0, 99, description='seed'),
-            cfg_scale=W.FloatSlider(s.cfg_scale, min=0, max=8, step=.5, description='guidance'), top_k=W.IntSlider(s.top_k, 0, pipe.transformer.config.codebook_size, description='top-k'),
-            temperature=W.FloatSlider(s.temperature, min=.1, max=2, description='temperature'), stage=W.IntSlider(1, 1, len(pipe.tokenizer.config.scales), description='stage')), [self.again,self.later])
 
-    def frames(self): return range(1, len(self.pipe.tokenizer.config.scales)+1)
+    film_of, film_at = 'stage', 2
+
+    def __init__(
+        self,
+        pipe: NFIGPipeline,  # trained
+    ):
+        self.pipe = pipe
+        self.asked = None
+        s = pipe.sample
+        self.again = W.Button(description='draw this stage anew')
+        self.later = W.Checkbox(True, description='keep later stages', indent=False)
+        self.again.on_click(self.resample)
+        super().__init__(
+            dict(
+                label=W.Dropdown(options=pipe.classes, description='class'),
+                seed=W.IntSlider(0, 0, 99, description='seed'),
+                cfg_scale=W.FloatSlider(
+                    s.cfg_scale, min=0, max=8, step=0.5, description='guidance'
+                ),
+                top_k=W.IntSlider(
+                    s.top_k, 0, pipe.transformer.config.codebook_size, description='top-k'
+                ),
+                temperature=W.FloatSlider(s.temperature, min=0.1, max=2, description='temperature'),
+                stage=W.IntSlider(1, 1, len(pipe.tokenizer.config.scales), description='stage'),
+            ),
+            [self.again, self.later],
+        )
+
+    def frames(self):
+        return range(1, len(self.pipe.tokenizer.config.scales) + 1)
 
     def resample(self, _=None):
         "Draw the stage that is shown anew"
-        self.explorer = self.explorer.resample(self.controls['stage'].value, self.explorer.seed+1, self.later.value); self.draw()
+        self.explorer = self.explorer.resample(
+            self.controls['stage'].value, self.explorer.seed + 1, self.later.value
+        )
+        self.draw()
 
     def render(self, label, seed, stage, **sample):
         "After the stage, what it added, the spectrum; its tokens"
-        if (asked := (label,seed,sample))!=self.asked: self.explorer,self.asked = StageExplorer(self.pipe, label, seed, self.pipe.settings(**sample)),asked
-        e = self.explorer; tokens = e.stages[stage-1].tokens[0].tolist()
-        return [(f'after stage {stage}', e.images[stage-1]), (f'stage {stage} added', stretch(e.added(stage))[0]), ('spectrum', e.spectrum(stage))], f'{len(tokens)} tokens, drawn with seed {e.seed}: '+' '.join(map(str,tokens[:16]))+(' …' if len(tokens)>16 else '')
+        if (asked := (label, seed, sample)) != self.asked:
+            self.explorer = StageExplorer(self.pipe, label, seed, self.pipe.settings(**sample))
+            self.asked = asked
+        e = self.explorer
+        tokens = e.stages[stage - 1].tokens[0].tolist()
+        return [
+            (f'after stage {stage}', e.images[stage - 1]),
+            (f'stage {stage} added', stretch(e.added(stage))[0]),
+            ('spectrum', e.spectrum(stage)),
+        ], f'{len(tokens)} tokens, drawn with seed {e.seed}: ' + ' '.join(map(str, tokens[:16])) + (
+            ' …' if len(tokens) > 16 else ''
+        )
 
 # %% ../../nbs/8_use/82_widgets.ipynb #74400481
 class TokenizerView(View):
     "An image through a tokenizer: reconstruction after k stages, error, and the codes in use"
-    film_of,film_at = 'stages',2
-    def __init__(self, tok:FRVAE, # trained
-        album:dict, # name: (3,H,H) images in [-1,1] of its size
-    ):
-        self.tok,self.picker,self.explorer,n = tok,Picker(album),None,len(tok.config.scales)
-        super().__init__(dict(image=self.picker, stages=W.IntSlider(n, 1, n, description='stages')), pictures=4)
 
-    def frames(self): return range(1, len(self.tok.config.scales)+1)
+    film_of, film_at = 'stages', 2
+
+    def __init__(
+        self,
+        tok: FRVAE,  # trained
+        album: dict,  # name: (3,H,H) images in [-1,1] of its size
+    ):
+        self.tok = tok
+        self.picker = Picker(album)
+        self.explorer = None
+        n = len(tok.config.scales)
+        super().__init__(
+            dict(image=self.picker, stages=W.IntSlider(n, 1, n, description='stages')), pictures=4
+        )
+
+    def frames(self):
+        return range(1, len(self.tok.config.scales) + 1)
 
     def render(self, image, stages):
         "Original, reconstruction, error and its spectrum; codes in use"
-        x = self.picker.image; e = self.explorer = same_or_new(self.explorer, TokenizerExplorer(self.tok, x)); error,k = stretch(e.error(stages)); y = e.images[stages-1]
-        return [('original', x), (f'after stage {stages}: {psnr(x[None],y[None]).item():.1f} dB', y), (f'error, contrast × {k:.2g}', error), ('spectrum of the error', e.error_spectrum(stages))], bars(e.usage(), 'stage', range(1,stages+1))
+        x = self.picker.image
+        e = self.explorer = same_or_new(self.explorer, TokenizerExplorer(self.tok, x))
+        error, k = stretch(e.error(stages))
+        y = e.images[stages - 1]
+        return [
+            ('original', x),
+            (f'after stage {stages}: {psnr(x[None], y[None]).item():.1f} dB', y),
+            (f'error, contrast × {k:.2g}', error),
+            ('spectrum of the error', e.error_spectrum(stages)),
+        ], bars(e.usage(), 'stage', range(1, stages + 1))
