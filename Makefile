@@ -39,8 +39,9 @@ readme: $(STAMP) ## the sidebar from the notebooks' numbers, README.md from nbs/
 	@$(BIN)/python .ci/sidebar.py
 	@$(BIN)/python .ci/readme.py
 
-prepare: $(STAMP) ## before a commit: clean the notebooks, export the modules, write sidebar and README.md
+prepare: $(STAMP) ## before a commit: clean and format the notebooks, export the modules, write sidebar and README.md
 	@$(BIN)/nbdev_clean  # first: it gives new cells the ids that the modules cite
+	@$(BIN)/python .ci/lint.py
 	@$(BIN)/nbdev_export
 	@$(BIN)/python .ci/sidebar.py
 	@$(BIN)/python .ci/readme.py
