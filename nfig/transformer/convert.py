@@ -18,6 +18,7 @@ from ..core.io import load_weights, replacing
 from ..tokenizer.quantizer import ResidualQuantizer, build_quantizer
 from ..tokenizer.frvae import FRVAE, build_tokenizer
 from .model import NFIGTransformer, block_causal_mask, stage_of
+from .export import export_onnx
 from .labels import imagenet_classes
 from .pipeline import NFIGPipeline
 
@@ -302,14 +303,17 @@ def pipeline_to_var(
 
 @call_parse
 def convert(
-    source: str,  # VAR's VQ-VAE (.pth), or with --back the folder of a pipeline
+    source: str,  # VAR's VQ-VAE (.pth); with --back or --onnx a pipeline: its folder or name
     var: str = '',  # VAR's transformer (.pth)
     out: str = 'converted',  # folder to write
     half: store_true = False,  # store 16-bit weights
     back: store_true = False,  # from a pipeline to VAR's two files
+    onnx: store_true = False,  # from a pipeline to ONNX files, see `export.export_onnx`
 ):
-    "Convert VAR's checkpoints into a pipeline, or a pipeline back"
-    if back:
+    "Convert VAR's checkpoints into a pipeline, and a pipeline back or to ONNX"
+    if onnx:
+        export_onnx(NFIGPipeline.from_pretrained(source), out)
+    elif back:
         pipeline_to_var(NFIGPipeline.from_pretrained(source), out)
     elif var:
         pipeline_from_var(source, var).save_pretrained(out, torch.float16 if half else None)

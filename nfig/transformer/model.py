@@ -143,7 +143,8 @@ def modulate(
     shift: Tensor,  # (B,1,D)
 ) -> Tensor:  # (B,L,D) in the precision of the modulation
     "LayerNorm without weights of its own, then a scale and a shift that depend on the class"
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6).to(scale.dtype), 1 + scale)
+    normed = F.layer_norm(x, (int(x.shape[-1]),), eps=1e-6)
+    return torch.addcmul(shift, normed.to(scale.dtype), 1 + scale)
 
 
 def drop_gate(
