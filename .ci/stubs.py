@@ -1,7 +1,9 @@
-"""Stubs (.pyi) and py.typed for the wheel: what a type checker needs to know about a package whose classes are written in pieces.
+"""Stubs (.pyi) and py.typed for the wheel: what a type checker needs to know.
 
-Read at run time, the modules are fine. A checker stumbles over three habits of notebooks: methods that `@patch` adds to a class, perhaps from another module; functions that become methods by
-assignment; and `width:int=None`, which is short for `width:int|None=None`. The stubs say all this in the checker's way. `setup.py` writes them when a wheel is built, so they are never out of date."""
+Read at run time, the modules are fine. A checker stumbles over three habits of notebooks: methods
+that `@patch` adds to a class, perhaps from another module; functions that become methods by
+assignment; and `width:int=None`, which is short for `width:int|None=None`. The stubs say all this
+in the checker's way. `setup.py` writes them when a wheel is built: they are never out of date."""
 
 import ast
 from pathlib import Path
@@ -87,7 +89,7 @@ def member(n):
 
 
 def class_stub(cls, added):
-    "A class with its fields, its methods, those that other cells added, and `Any` for what it keeps in self"
+    "A class: fields, methods, those that other cells added, and `Any` for what it keeps in self"
     body = [o for n in cls.body for o in member(n)] + added
     names = {n.name if isinstance(n, ast.FunctionDef) else n.target.id for n in body}
     body = [any_(o) for o in attributes(cls) if o not in names] + body
@@ -112,7 +114,7 @@ def patched(f):
 
 
 def assigned(n, functions):
-    "(class, method) of each `Class.name = function` or `Class.name = staticmethod(function)` in an assignment"
+    "(class, method) of each `Class.name = function`, also as a staticmethod, in an assignment"
     targets = n.targets[0].elts if isinstance(n.targets[0], ast.Tuple) else n.targets
     values = n.value.elts if isinstance(n.value, ast.Tuple) else [n.value]
     for t, v in zip(targets, values):
@@ -134,7 +136,7 @@ def absolute(n, module):
 
 
 def needed(fs, tree, module):
-    "Import lines for the names in the headers of methods that `module` adds to a class of another module"
+    "Imports for the headers of methods that `module` adds to a class of another module"
     used = {n.id for f in fs for n in ast.walk(f) if isinstance(n, ast.Name)}
     for n in tree.body:
         if isinstance(n, (ast.Import, ast.ImportFrom)) and (
@@ -173,7 +175,7 @@ def stubs(folder) -> dict:  # {name of a module: text of its stub}
 def module_stub(tree, added, imports):
     "The stub of one module; what it imports by name can be imported from it, as at run time"
     body = [ast.ImportFrom('typing', [ast.alias('Any')], 0), *imports]
-    for n in tree.body:
+    for n in [o for top in tree.body for o in (top.body if isinstance(top, ast.If) else [top])]:
         if isinstance(n, ast.Import):
             body.append(n)
         elif isinstance(n, ast.ImportFrom):

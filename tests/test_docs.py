@@ -194,6 +194,8 @@ from nfig.tokenizer.codebook import Codebook
 from nfig.tokenizer.quantizer import ResidualQuantizer
 from nfig.bands.show import show_images
 from nfig.tokenizer.frvae import FRVAE
+import nfig
+face: NFIGPipeline = nfig.NFIGPipeline.from_pretrained('fashion-mnist')
 pipe: NFIGPipeline = NFIGPipeline.from_pretrained('fashion-mnist')
 show_images(pipe(['Sneaker', 'Bag'], n=4, seed=0)).savefig('a.png')
 half = pipe.partials('Sneaker')[2] + pipe.to(None, torch.bfloat16).decode_latent(torch.zeros(1))
@@ -208,6 +210,7 @@ wrong = '''
 TokenizerConfig(witdh=3)
 BandExplorer(half).componnent(1, 2)
 radius('eight')
+nfig.NFIGPipelin
 '''
 
 
@@ -229,7 +232,7 @@ def test_a_type_checker_reads_the_package(dist, tmp_path):
         timeout=600,
     )
     errors = [l for l in res.stdout.splitlines() if ': error:' in l]
-    assert [int(l.split(':')[1]) - client.count('\n') for l in errors] == [2, 3, 4], (
+    assert [int(l.split(':')[1]) - client.count('\n') for l in errors] == [2, 3, 4, 5], (
         res.stdout + res.stderr
     )
 
