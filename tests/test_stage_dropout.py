@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nfig.tokenizer.autoencoder import ViTDecoder
-from nfig.core.config import TrainConfig, get_preset
+from nfig.core.config import TokenizerTraining, get_preset
 from nfig.data.sources import load_data
 from nfig.bands.frequency import apply_masks
 from nfig.tokenizer.quantizer import build_quantizer
@@ -61,7 +61,7 @@ def test_the_last_stage_is_what_no_stage_given_means(target):
 
 
 def test_the_draw_is_that_of_the_whole_batch_whatever_the_number_of_processes(monkeypatch):
-    drop = StageDropout(TrainConfig(batch_size=64, stage_dropout=0.5), 6, 100, cpu)
+    drop = StageDropout(TokenizerTraining(batch_size=64, stage_dropout=0.5), 6, 100, cpu)
     whole = drop.draw(3)
     assert set(whole.tolist()) == set(range(6))
     for rank in range(2):
@@ -70,9 +70,11 @@ def test_the_draw_is_that_of_the_whole_batch_whatever_the_number_of_processes(mo
 
 
 def test_xqgans_form_is_a_setting():
-    cfg = TrainConfig(batch_size=6000, stage_dropout=0.1, stage_dropout_from=4, stage_balance=False)
+    cfg = TokenizerTraining(
+        batch_size=6000, stage_dropout=0.1, stage_dropout_from=3, stage_balance=False
+    )
     stop = StageDropout(cfg, 6, 100, cpu).draw(0)
-    assert stop.min() == 3 and abs((stop < 5).float().mean() - 0.1) < 0.02
+    assert stop.min() == 2 and abs((stop < 5).float().mean() - 0.1) < 0.02
 
 
 def test_the_network_that_compares_and_the_critic_see_finished_pictures_only(data):
@@ -105,7 +107,7 @@ def test_resume_is_bit_for_bit(data, tmp_path, more):
 
 
 def test_a_vit_decoder_takes_prefixes_too():
-    cfg = TrainConfig(batch_size=4, stage_dropout=0.9)
+    cfg = TokenizerTraining(batch_size=4, stage_dropout=0.9)
     tokenizer = build_tokenizer(get_preset("tiny").tokenizer)
     tokenizer.decoder = ViTDecoder(8, 32, patch=4, name="vit_tiny_patch16_224")
     x, _ = tokenizer(torch.randn(4, 3, 32, 32), StageDropout(cfg, 4, 10, cpu).draw(0))
@@ -115,4 +117,4 @@ def test_a_vit_decoder_takes_prefixes_too():
 
 def test_prefixes_must_leave_a_stage_out():
     with pytest.raises(ValueError, match="1 to 5"):
-        StageDropout(TrainConfig(stage_dropout=0.5, stage_dropout_from=6), 6, 100, cpu)
+        StageDropout(TokenizerTraining(stage_dropout=0.5, stage_dropout_from=6), 6, 100, cpu)

@@ -10,7 +10,7 @@ __all__ = ['divisions', 'radius', 'square_radius', 'check_scales', 'band_edges',
 # %% ../../nbs/1_bands/11_frequency.ipynb #66bd293f
 import torch
 import torch.nn.functional as F
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from torch import Tensor
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #ff62d08d
@@ -126,16 +126,29 @@ def bin_counts(
     return (masks * twice).sum((-2, -1))
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #e916b794
+@contextmanager
 def precise(
     x: Tensor,  # any
-):  # context in which autocast leaves alone what is done on the device of `x`
-    "Full precision, whatever surrounds it"
+):  # context for what is done on the device of `x`
+    "Full precision, whatever surrounds it: no autocast, and no rounding of factors to TF32 on a GPU"
     kind = x.device.type
-    return (
+    calm = (
         torch.autocast(kind, enabled=False)
         if torch.amp.is_autocast_available(kind)
         else nullcontext()
     )
+    if kind != "cuda":
+        with calm:
+            yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        with calm:
+            yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #7e0125bc
 def apply_masks(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['paper_scales', 'tiny_tok', 'small_tok', 'narrow_tok', 'garment_tok', 'emoji_tok', 'paper_tok', 'var_tok', 'xqgan_tok',
-           'one_scale', 'tiny_run', 'small_tok_run', 'small_run', 'narrow_tok_run', 'narrow_run', 'garment_tok_run',
-           'emoji_tok_run', 'paper_tok_run', 'xqgan_tok_run', 'var_tok_run', 'paper_run', 'var_runs', 'var_gates',
-           'paper_sample', 'var_sample', 'presets', 'TokenizerConfig', 'TransformerConfig', 'TrainConfig',
+           'one_scale', 'tiny_tok_run', 'tiny_run', 'small_tok_run', 'small_run', 'narrow_tok_run', 'narrow_run',
+           'garment_tok_run', 'emoji_tok_run', 'paper_tok_run', 'xqgan_tok_run', 'var_tok_run', 'paper_run', 'var_runs',
+           'var_gates', 'paper_sample', 'var_sample', 'presets', 'paper_tokenizer_origins', 'var_origins',
+           'TokenizerConfig', 'TransformerConfig', 'TrainConfig', 'TokenizerTraining', 'TransformerTraining',
            'SampleConfig', 'Experiment', 'experiment', 'did_you_mean', 'get_preset', 'scales_for', 'resized', 'to_dict',
            'from_dict', 'save_config', 'load_config']
 
@@ -56,6 +57,10 @@ class TokenizerConfig:
     groups: int = 32  # groups of the CNN's group norms
     latent_norm: bool = True  # normalise the latent's channels over the data
     quant_conv: int = 3  # kernel of the convolutions before and after the quantiser
+    latent_tokens: bool = False  # read the latent from learned tokens, not from the ViT's patches
+    drop_path: float = (
+        0.0  # share of the ViT's last block's residual that is dropped in training, less before
+    )
     beta: float = 0.25  # weight of the commitment term
     gains: bool = (
         False  # look codes up in units of each stage's own size (a running root mean square)
@@ -117,40 +122,67 @@ def grids(self: TransformerConfig) -> tuple:  # sides
 # %% ../../nbs/0_core/01_config.ipynb #3d6b655f
 @dataclass(frozen=True)
 class TrainConfig:
-    "Optimisation of the tokenizer or of the transformer"
+    "What both trainings have: length, optimiser, what is random"
 
     steps: int = 0  # optimiser steps; 0 means `epochs` counts
     epochs: float = 0  # passes over the data, used when `steps` is 0
     batch_size: int = 64  # images a step, over all processes
     lr: float = 1e-3  # peak learning rate
     final_lr: float = 0.1  # rate at the end, as a share of `lr`
-    schedule: str = 'cosine'  # 'cosine' or 'linear' decay
-    warmup: float = 0.02  # share of the steps in which the rate grows from 0
+    schedule: str = 'cosine'  # fall: 'cosine', 'linear', 'held' (5 % at the peak, then linear)
+    warmup: float = 0.02  # share of the steps in which the rate grows
+    warmup_from: float = 0.0  # where it begins to grow, as a share of `lr`
     betas: tuple = (0.9, 0.95)  # AdamW's moments
     weight_decay: float = 0.05  # AdamW's decay, on matrices only
+    final_decay: float = (
+        None  # weight decay at the end, reached along a cosine; the same if not given
+    )
     clip: float = 1.0  # largest norm of the gradient; 0 for none
-    ema: float = 0.999  # decay of the averaged weights
+    ema: float = 0.999  # decay of the averaged weights; 0 for no average
     flip: bool = True  # mirror images at random
-    amp: bool = True  # bf16 autocast
-    pixel: float = 1.0  # weight of the squared pixel error (tokenizer)
-    perceptual: float = 0.0  # weight of the perceptual loss (tokenizer)
+    crop: float = 1.0  # smallest side of a random crop, as a share of the image's side; 1 for none
+    amp: bool = True  # half precision where the device has it: bfloat16, or float16 on an older GPU
+    skip: int = 0  # steps in a row that may be left out where a number is not finite
+    accumulate: int = (
+        1  # parts into which a batch (or each process's share of it) is split to save memory
+    )
+    seed: int = 0  # data order, initialisation and dropout
+
+    def total_steps(self, n: int) -> int:  # images in the data set -> optimiser steps
+        "Length of the run in steps"
+        return self.steps or max(1, int(self.epochs * n / self.batch_size))
+
+
+@dataclass(frozen=True)
+class TokenizerTraining(TrainConfig):
+    "How a tokenizer is trained"
+
+    pixel: float = 1.0  # weight of the squared pixel error
+    perceptual: float = 0.0  # weight of the perceptual loss
     features: str = 'lpips'  # whose features the perceptual loss compares: 'lpips' or 'effnet'
     vgg: str = ''  # file of VGG-16 weights for 'lpips'; torchvision's cache if empty
-    gan: float = 0.0  # weight of the GAN loss (tokenizer); Eq. 10 has 0.5
+    semantic: float = (
+        0.0  # weight of the contrast with a frozen DINOv2 (XQGAN has 0.1, Eq. 10 has none)
+    )
+    semantic_weights: str = (
+        ''  # file of DINOv2 weights for it; 'random' for none, timm's own if empty
+    )
+    gan: float = 0.0  # weight of the GAN loss; Eq. 10 has 0.5
     gan_start: float = 0.3  # share of the steps before the GAN starts
     gan_loss: str = 'hinge'  # 'hinge' or 'nonsaturating'
     lecam: float = 0.001  # weight of the LeCam regulariser of the discriminator; 0 for none
     discriminator: str = 'patchgan'  # 'patchgan' or 'dino'
-    dino: str = ''  # file of DINO ViT-S/16 weights for the discriminator; 'random' for none, timm's own if empty
+    dino: str = ''  # file of DINO ViT-S/16 weights; 'random' for none, timm's own if empty
     critic_lr: float = None  # the discriminator's peak learning rate; `lr` if not given
-    critic_decay: float = None  # the discriminator's weight decay; `weight_decay` if not given
-    init_weights: str = (
-        ''  # file or folder of weights for a DINOv2 encoder; 'random' for none, timm's own if empty
+    critic_final_lr: float = (
+        None  # its rate at the end, as a share of its peak; `final_lr` if not given
     )
-    crop: float = 1.0  # smallest side of a random crop, as a share of the image's side; 1 for none
-    stage_dropout: float = (
-        0.0  # share of the images that are decoded from a prefix of their stages (tokenizer)
+    critic_warmup: float = (
+        None  # share of its own steps in which its rate grows; `warmup` if not given
     )
+    critic_decay: float = None  # its weight decay; `weight_decay` if not given
+    init_weights: str = ''  # DINOv2 weights of both ends: file, folder, 'random' or timm's own
+    stage_dropout: float = 0.0  # share of the images that are decoded from a prefix of their stages
     stage_dropout_end: float = (
         None  # that share at the end of the run, reached in a straight line; the same if not given
     )
@@ -158,17 +190,20 @@ class TrainConfig:
     stage_balance: bool = (
         True  # divide the pixel error after each stage by its running mean, in units of the whole's
     )
-    accumulate: int = (
-        1  # parts into which a batch (or each process's share of it) is split to save memory
+    judge_prefixes: bool = (
+        False  # let perceptual loss and critic judge prefixes as well, as XQGAN does
     )
-    recompute: bool = False  # keep only the blocks' inputs for the backward pass: less memory, a third more work (transformer)
     compile: bool = False  # compile encoder and decoder
-    label_smooth: float = 0.0  # label smoothing (transformer)
-    seed: int = 0  # data order, initialisation and dropout
 
-    def total_steps(self, n: int) -> int:  # images in the data set -> optimiser steps
-        "Length of the run in steps"
-        return self.steps or max(1, int(self.epochs * n / self.batch_size))
+
+@dataclass(frozen=True)
+class TransformerTraining(TrainConfig):
+    "How a transformer is trained"
+
+    recompute: bool = (
+        False  # keep only the blocks' inputs for the backward pass: less memory, a third more work
+    )
+    label_smooth: float = 0.0  # label smoothing
 
 # %% ../../nbs/0_core/01_config.ipynb #5c539249
 @dataclass(frozen=True)
@@ -189,17 +224,17 @@ class Experiment:
 
     name: str  # the preset's name
     tokenizer: TokenizerConfig
-    train_tokenizer: TrainConfig
+    train_tokenizer: TokenizerTraining
     transformer: TransformerConfig
-    train: TrainConfig
+    train: TransformerTraining
     sample: SampleConfig
 
 
 def experiment(
     name: str,  # what the row is called
     tokenizer: TokenizerConfig,  # the tokenizer; the transformer takes its grids and code sizes
-    train_tokenizer: TrainConfig,  # how the tokenizer is trained
-    train: TrainConfig,  # how the transformer is trained
+    train_tokenizer: TokenizerTraining,  # how the tokenizer is trained
+    train: TransformerTraining,  # how the transformer is trained
     sample: SampleConfig = SampleConfig(),  # how it is sampled
     **transformer,  # what is left of `TransformerConfig`
 ) -> Experiment:  # the row
@@ -241,6 +276,9 @@ paper_tok = TokenizerConfig(
     encoder='dinov2',
     decoder='vit',
     latent_norm=False,
+    quant_conv=1,
+    latent_tokens=True,
+    drop_path=0.1,
 )
 var_tok = TokenizerConfig(
     256,
@@ -255,27 +293,29 @@ var_tok = TokenizerConfig(
     latent_norm=False,
 )
 xqgan_tok = replace(
-    paper_tok, target='full', down='area'
-)  # the paper's networks around VAR's quantiser
+    paper_tok, target='full', down='area', metric='cosine'
+)  # the paper's networks around XQGAN's quantiser
 one_scale = dict(target='full', phi=0)  # plain VQ: one grid, nothing to smooth
 
 # %% ../../nbs/0_core/01_config.ipynb #480b66be
-tiny_run = TrainConfig(steps=60, batch_size=32, lr=2e-3, ema=0.9)
-small_tok_run = TrainConfig(steps=1_600, batch_size=64, lr=1e-3, weight_decay=0.0, ema=0.995)
-small_run = TrainConfig(steps=3_600, batch_size=64, lr=1e-3, ema=0.999, flip=False)
+tiny_tok_run = TokenizerTraining(steps=60, batch_size=32, lr=2e-3, ema=0.9)
+tiny_run = TransformerTraining(steps=60, batch_size=32, lr=2e-3, ema=0.9)
+small_tok_run = TokenizerTraining(steps=1_600, batch_size=64, lr=1e-3, weight_decay=0.0, ema=0.995)
+small_run = TransformerTraining(steps=3_600, batch_size=64, lr=1e-3, ema=0.999, flip=False)
 narrow_tok_run = replace(small_tok_run, steps=1_500, flip=False)
-narrow_run = TrainConfig(steps=1_500, batch_size=64, lr=2e-3, ema=0.995, flip=False)
+narrow_run = TransformerTraining(steps=1_500, batch_size=64, lr=2e-3, ema=0.995, flip=False)
 garment_tok_run = replace(
     small_tok_run, steps=3_000, batch_size=48, flip=False, stage_dropout=0.5, stage_dropout_end=0.2
 )
 emoji_tok_run = replace(garment_tok_run, batch_size=32, flip=True)
-paper_tok_run = TrainConfig(
+paper_tok_run = TokenizerTraining(
     epochs=200,
     batch_size=1024,
     lr=2.4e-4,
     final_lr=5e-5 / 2.4e-4,
     warmup=1 / 200,
-    weight_decay=1e-4,
+    weight_decay=0.0,
+    clip=0.0,
     ema=0.9999,
     perceptual=1.0,
     gan=0.5,
@@ -283,33 +323,46 @@ paper_tok_run = TrainConfig(
     crop=0.8,
     discriminator='dino',
     critic_lr=8e-4,
+    critic_final_lr=5e-5 / 8e-4,
+    critic_warmup=4 / (200 - 56),
     critic_decay=5e-4,
 )
-xqgan_tok_run = replace(paper_tok_run, weight_decay=0.0, gan_start=25 / 200)
-var_tok_run = replace(paper_tok_run, discriminator='patchgan', critic_lr=None, critic_decay=None)
-paper_run = TrainConfig(
+xqgan_tok_run = replace(
+    paper_tok_run,
+    semantic=0.1,
+    stage_dropout=0.1,
+    stage_dropout_from=3,
+    stage_balance=False,
+    judge_prefixes=True,
+)
+var_tok_run = replace(
+    paper_tok_run, discriminator='patchgan', critic_lr=None, critic_final_lr=None, critic_decay=None
+)
+paper_run = TransformerTraining(
     epochs=350,
     batch_size=768,
     lr=8e-5 * 3,
     final_lr=0.01,
-    schedule='linear',
+    schedule='held',
+    warmup_from=0.005,
     clip=2.0,
     ema=0.9999,
     flip=False,
 )
 var_runs = {
-    16: replace(paper_run, epochs=200, lr=1e-4 * 3, final_lr=0.1),
-    20: replace(paper_run, epochs=250, lr=1e-4 * 3, final_lr=0.1),
-    24: paper_run,
-    30: replace(paper_run, batch_size=1024, lr=8e-5 * 4, weight_decay=0.08),
+    16: replace(paper_run, epochs=200, lr=1e-4 * 3, final_lr=0.1, ema=0.0),
+    20: replace(paper_run, epochs=250, lr=1e-4 * 3, final_lr=0.1, ema=0.0),
+    24: replace(paper_run, ema=0.0),
+    30: replace(paper_run, batch_size=1024, lr=8e-5 * 4, final_decay=0.08, ema=0.0),
+    36: replace(paper_run, final_decay=0.08, ema=0.0),
 }
-var_gates = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5}  # `gamma_init`
+var_gates = {16: 1e-3, 20: 1e-3, 24: 1e-4, 30: 1e-5, 36: 5e-6}  # `gamma_init`
 paper_sample = SampleConfig(cfg_scale=4.5, top_k=990)
 var_sample = SampleConfig(cfg_scale=1.5, top_k=900, top_p=0.96)
 
 # %% ../../nbs/0_core/01_config.ipynb #a4a8fbbc
 _rows = [  #          name       tokenizer  tokenizer's run  run        sampling       transformer
-    experiment('tiny', tiny_tok, tiny_run, tiny_run, SampleConfig(), depth=2),
+    experiment('tiny', tiny_tok, tiny_tok_run, tiny_run, SampleConfig(), depth=2),
     experiment('small', small_tok, small_tok_run, small_run, SampleConfig(cfg_scale=2.5), depth=4),
     experiment(
         'narrow',
@@ -367,8 +420,19 @@ _rows = [  #          name       tokenizer  tokenizer's run  run        sampling
             depth=d,
             gamma_init=var_gates[d],
         )
-        for d in var_runs
+        for d in (16, 20, 24, 30)
     ],
+    experiment(
+        'var_d36_512',
+        replace(var_tok, image_size=512, scales=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),
+        var_tok_run,
+        var_runs[36],
+        var_sample,
+        classes=1000,
+        depth=36,
+        gamma_init=var_gates[36],
+        shared_ada=True,
+    ),
     experiment(
         'var_small',
         replace(small_tok, target='full', down='area'),
@@ -390,7 +454,7 @@ _rows = [  #          name       tokenizer  tokenizer's run  run        sampling
     experiment(
         'raster_tiny',
         replace(tiny_tok, scales=(8,), **one_scale),
-        tiny_run,
+        tiny_tok_run,
         tiny_run,
         SampleConfig(),
         depth=2,
@@ -418,6 +482,70 @@ _rows = [  #          name       tokenizer  tokenizer's run  run        sampling
     ),
 ]
 presets = {e.name: e for e in _rows}
+
+# %% ../../nbs/0_core/01_config.ipynb #189bfd08
+_xqgan = 'XQGAN, configs/MSVR10P2-4096.yaml'
+_program = 'XQGAN, xqgan_train.py'
+paper_tokenizer_origins = {  # field of the preset nfig_tokenizer_paper -> who says so
+    'tokenizer.image_size': 'paper, section 4.1',
+    'tokenizer.scales': 'paper, section 4.1',
+    'tokenizer.codebook_size': 'paper, section 4.1',
+    'tokenizer.latent_dim': f'{_xqgan}: codebook_embed_dim',
+    'tokenizer.target': 'paper, Eq. 3',
+    'tokenizer.division': 'paper, Eq. 7',
+    'tokenizer.down': 'paper, Eq. 4',
+    'tokenizer.metric': 'paper, Eq. 5 (XQGAN: by angle)',
+    'tokenizer.phi': f'{_program}: share_quant_resi, from VAR',
+    'tokenizer.encoder': 'paper, section 4.1: DINOv2-base',
+    'tokenizer.decoder': f'{_xqgan}: dec_type (the paper says VQGAN)',
+    'tokenizer.latent_norm': 'XQGAN has none',
+    'tokenizer.quant_conv': 'XQGAN, xqgan_model.py: 1x1',
+    'tokenizer.beta': f'{_program}: commit_loss_beta',
+    'tokenizer.latent_tokens': f'{_xqgan}: num_latent_tokens',
+    'tokenizer.drop_path': 'XQGAN, xqgan_model.py: drop_path_rate, both ends',
+    'train_tokenizer.epochs': _xqgan,
+    'train_tokenizer.batch_size': _xqgan,
+    'train_tokenizer.lr': f'{_xqgan}: 3e-5 for every 128 images',
+    'train_tokenizer.final_lr': f'{_program}: min_lr 5e-5',
+    'train_tokenizer.schedule': _xqgan,
+    'train_tokenizer.warmup': f'{_program}: one epoch',
+    'train_tokenizer.betas': _program,
+    'train_tokenizer.weight_decay': _xqgan,
+    'train_tokenizer.clip': f'{_program}: max_grad_norm stays 0 where none is given',
+    'train_tokenizer.ema': "XQGAN, utils/ema.py's default",
+    'train_tokenizer.crop': 'XQGAN, random_crop_arr (the short side is up to 1.25 of the crop)',
+    'train_tokenizer.flip': _program,
+    'train_tokenizer.perceptual': f'{_program}: perceptual_weight',
+    'train_tokenizer.semantic': 'paper, Eq. 10 has none (XQGAN: 0.1)',
+    'train_tokenizer.gan': f'paper, Eq. 10, and {_program}: disc_weight',
+    'train_tokenizer.gan_start': f'{_xqgan}: epoch 56 (25 in MSVR10P1-VAR.yaml)',
+    'train_tokenizer.gan_loss': _program,
+    'train_tokenizer.lecam': _xqgan,
+    'train_tokenizer.discriminator': 'paper, section 4.1 and Table 5',
+    'train_tokenizer.critic_lr': f'{_program}: 1e-4 for every 128 images',
+    'train_tokenizer.critic_final_lr': f'{_program}: min_lr 5e-5',
+    'train_tokenizer.critic_warmup': f'{_program}: 4 of its 144 epochs',
+    'train_tokenizer.critic_decay': _xqgan,
+    'train_tokenizer.stage_dropout': 'paper has none (XQGAN: a tenth of the batch)',
+}
+_page, _args = "VAR's README, training scripts", "VAR, utils/arg_util.py's default"
+var_origins = {  # field of `train` in the presets var_d16 to var_d36_512 -> who says so
+    'epochs': f'{_page}: --ep',
+    'batch_size': f'{_page}: --bs',
+    'lr': f'{_page}: --tblr (1e-4 by default) for every 256 images',
+    'final_lr': f'{_page}: --wpe',
+    'schedule': f'{_args}: sche lin0',
+    'warmup': f'{_args}: wp, a fiftieth of the epochs',
+    'warmup_from': f'{_args}: wp0',
+    'betas': 'VAR, train.py',
+    'weight_decay': f'{_args}: twd',
+    'final_decay': f'{_page}: --twde',
+    'clip': f'{_args}: tclip',
+    'ema': 'VAR has none',
+    'flip': f'{_args}: hflip',
+    'label_smooth': f'{_args}: ls',
+    'amp': f'{_page}: --fp16=1, float16 where we take bfloat16',
+}
 
 # %% ../../nbs/0_core/01_config.ipynb #e277406e
 def did_you_mean(

@@ -84,14 +84,14 @@ def from_first(
 
 
 def any_of(
-    yes,  # something true or false
-) -> bool:  # the same on every process
-    "Does any process say yes?"
-    if world()[1] == 1:
-        return bool(yes)
-    t = torch.tensor([float(bool(yes))])
-    dist.all_reduce(t, dist.ReduceOp.MAX, group=_patient())
-    return t.item() > 0
+    *questions,  # each something true or false
+):  # bool, or for several questions a list of bools; the same on every process
+    "Does any process say yes? Several questions go round in one exchange"
+    answers = torch.tensor([float(bool(q)) for q in questions])
+    if world()[1] > 1:
+        dist.all_reduce(answers, dist.ReduceOp.MAX, group=_patient())
+    said = [a > 0 for a in answers.tolist()]
+    return said if len(said) > 1 else said[0]
 
 
 def destroy_distributed() -> bool:  # was this the first process?

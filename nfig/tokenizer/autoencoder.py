@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ResBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Level', 'Middle', 'CNNEncoder', 'CNNDecoder', 'load_vit',
-           'DINOv2Encoder', 'ViTDecoder', 'latent_side', 'build_encoder', 'build_decoder']
+           'DINOv2Encoder', 'token_kinds', 'ViTDecoder', 'latent_side', 'build_encoder', 'build_decoder']
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #66fc6e39
 import torch
@@ -214,17 +214,21 @@ def load_vit(
     **kwargs,  # passed to timm
 ):  # the timm model
     "A timm ViT; FileNotFoundError says what to fetch, ValueError if a file holds another model"
-    timm = require('timm')
+    timm = require("timm")
 
     def make():
+        "The model, with weights if there are some"
         return timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **kwargs)
 
     if not pretrained:
-        return make()
+        vit = make()
+        for part, weight in vit.named_parameters():
+            if part.endswith("gamma"):  # LayerScale starts at 1e-5: random blocks would do nothing
+                nn.init.ones_(weight)
+        return vit
     if pretrained is not True:
-        kwargs['pretrained_cfg_overlay'] = dict(
-            state_dict=read_state(weight_file(pretrained, name))
-        )
+        state = read_state(weight_file(pretrained, name))
+        kwargs["pretrained_cfg_overlay"] = dict(state_dict=state)
     try:
         return make()
     except OSError as e:
@@ -232,60 +236,95 @@ def load_vit(
             f"timm could not get the weights of {name}. {fetch_hint(name)}"
         ) from e
     except (RuntimeError, KeyError) as e:
-        raise ValueError(
-            f"the weights given ({pretrained}) do not fit {name}: {str(e).splitlines()[-1].strip()}"
-        ) from e
+        why = str(e).splitlines()[-1].strip()
+        raise ValueError(f"the weights given ({pretrained}) do not fit {name}: {why}") from e
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #2715b87b
 class DINOv2Encoder(nn.Module):
-    "The paper's encoder: DINOv2 (timm), its patch tokens brought to C channels"
+    "The paper's encoder: DINOv2 (timm), its patches or learned latent tokens brought to C channels"
 
     def __init__(
         self,
         latent_dim: int = 32,  # channels C out
         image_size: int = 256,  # side of the image, pixels
         patch: int = 16,  # pixels a latent vector
-        name: str = 'vit_base_patch14_dinov2.lvd142m',  # timm's model
+        name: str = "vit_base_patch14_dinov2.lvd142m",  # timm's model
         pretrained=False,  # see `load_vit`
+        latent_tokens: bool = False,  # hand on learned tokens (XQGAN), not the patches
+        drop_path: float = 0.0,  # stochastic depth at the last block
     ):
         super().__init__()
-        self.vit = load_vit(name, pretrained, img_size=image_size, patch_size=patch)
-        self.side, self.out = image_size // patch, nn.Linear(self.vit.num_features, latent_dim)
+        size = dict(img_size=image_size, patch_size=patch, drop_path_rate=drop_path)
+        self.vit = load_vit(name, pretrained, **size)
+        self.side = image_size // patch
+        width = self.vit.num_features
+        self.out = nn.Linear(width, latent_dim)
+        self.latent = (
+            nn.Parameter(torch.randn(1, self.side**2, width) * 1e-6) if latent_tokens else None
+        )
+        self.kind = token_kinds(width) if latent_tokens else None
 
-    def forward(self, x: Tensor) -> Tensor:  # (B,3,H,H) -> (B,C,h,h)
-        t = self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]  # (B,h*h,D)
-        return self.out(t).transpose(1, 2).unflatten(2, (self.side, self.side))
+    def tokens(
+        self,
+        x: Tensor,  # (B,3,H,H)
+    ) -> Tensor:  # (B,h*h,D)
+        "What the last block says at each place of the latent"
+        if self.latent is None:
+            return self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]
+        vit, n = self.vit, self.side**2
+        patches = vit._pos_embed(vit.patch_embed(x)) + self.kind[0]
+        latent = (self.latent + vit.pos_embed[:, -n:] + self.kind[1]).expand(len(x), -1, -1)
+        both = vit.norm_pre(torch.cat([patches, latent], 1))
+        return vit.norm(vit.blocks(both))[:, -n:]
+
+    def forward(
+        self,
+        x: Tensor,  # (B,3,H,H)
+    ) -> Tensor:  # (B,C,h,h)
+        "Pixels to latent"
+        return self.out(self.tokens(x)).transpose(1, 2).unflatten(2, (self.side, self.side))
+
+
+def token_kinds(
+    width: int,  # D
+) -> nn.Parameter:  # (2,1,D): added to tokens of the picture, and to tokens of the latent
+    "Vectors that tell two kinds of token apart"
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(2, 1, width), std=(3 * width) ** -0.5))
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #5c4ef0a7
 class ViTDecoder(nn.Module):
-    "Latent vectors and learned patch queries through a ViT's blocks; each query becomes a patch of pixels"
+    "Latent vectors and a query for every patch through a ViT's blocks; each query becomes its pixels"
 
     def __init__(
         self,
         latent_dim: int = 32,  # channels C in
         image_size: int = 256,  # side of the image, pixels
         patch: int = 16,  # pixels a latent vector
-        name: str = 'vit_base_patch14_dinov2.lvd142m',  # timm's model, whose blocks are used
+        name: str = "vit_base_patch14_dinov2.lvd142m",  # timm's model, whose blocks are used
         pretrained=False,  # see `load_vit`
+        drop_path: float = 0.0,  # stochastic depth at the last block
     ):
         super().__init__()
-        vit = load_vit(name, pretrained, img_size=image_size, patch_size=patch)
-        self.blocks = vit.blocks
-        self.norm = vit.norm
-        d = vit.num_features
-        n = (image_size // patch) ** 2
-        self.inp = nn.Linear(latent_dim, d)
-        self.out = nn.Linear(d, 3 * patch * patch)
-        self.patch = patch
-        self.query = nn.Parameter(torch.randn(1, n, d) * 0.02)  # what will be pixels
-        self.pos = nn.Parameter(torch.randn(1, n, d) * 0.02)  # where a latent vector is
+        size = dict(img_size=image_size, patch_size=patch, drop_path_rate=drop_path)
+        vit = load_vit(name, pretrained, **size)
+        width, self.patch = vit.num_features, patch
+        self.blocks, self.norm_pre, self.norm = vit.blocks, vit.norm_pre, vit.norm
+        self.pos, self.cls = vit.pos_embed, vit.cls_token  # (1,1+n,D), (1,1,D)
+        self.inp, self.out = nn.Linear(latent_dim, width), nn.Linear(width, 3 * patch * patch)
+        self.query = nn.Parameter(torch.randn(1, 1, width) * 1e-6)  # what will be pixels
+        self.kind = token_kinds(width)
 
-    def forward(self, f: Tensor) -> Tensor:  # (B,C,h,h) -> (B,3,H,H)
+    def forward(
+        self,
+        f: Tensor,  # (B,C,h,h)
+    ) -> Tensor:  # (B,3,H,H)
         "Latent to pixels"
-        z = self.inp(f.flatten(2).transpose(1, 2)) + self.pos  # (B,n,D)
-        t = self.norm(self.blocks(torch.cat([self.query.expand(len(f), -1, -1), z], 1)))[
-            :, : z.shape[1]
-        ]
+        B, n = len(f), f.shape[-1] * f.shape[-2]
+        places = self.pos[:, -n:]
+        latent = self.inp(f.flatten(2).transpose(1, 2)) + places + self.kind[1]  # (B,n,D)
+        queries = torch.cat([self.cls, self.query.expand(-1, n, -1)], 1) + self.pos[:, -n - 1 :]
+        queries = (queries + self.kind[0]).expand(B, -1, -1)  # (B,1+n,D)
+        t = self.norm(self.blocks(self.norm_pre(torch.cat([queries, latent], 1))))[:, 1 : n + 1]
         return F.pixel_shuffle(self.out(t).transpose(1, 2).unflatten(2, f.shape[-2:]), self.patch)
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #d4a68e28
@@ -312,21 +351,24 @@ def build_encoder(
     pretrained=False,  # weights for DINOv2: False, True, a file or a folder, see `load_vit`
 ) -> nn.Module:  # (B,3,H,H) -> (B,C,h,h)
     "The encoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.encoder not in ('cnn', 'dinov2'):
+    if cfg.encoder not in ("cnn", "dinov2"):
         raise ValueError(f"unknown encoder {cfg.encoder!r}: choose 'cnn' or 'dinov2'")
     latent_side(cfg, cfg.encoder)
-    if cfg.encoder == 'dinov2':
-        return DINOv2Encoder(cfg.latent_dim, cfg.image_size, pretrained=pretrained)
+    if cfg.encoder == "dinov2":
+        more = dict(latent_tokens=cfg.latent_tokens, drop_path=cfg.drop_path)
+        return DINOv2Encoder(cfg.latent_dim, cfg.image_size, pretrained=pretrained, **more)
     return CNNEncoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)
 
 
 def build_decoder(
     cfg: TokenizerConfig,  # architecture
+    pretrained=False,  # weights for a ViT: False, True, a file or a folder, see `load_vit`
 ) -> nn.Module:  # (B,C,h,h) -> (B,3,H,H)
     "The decoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.decoder not in ('cnn', 'vit'):
+    if cfg.decoder not in ("cnn", "vit"):
         raise ValueError(f"unknown decoder {cfg.decoder!r}: choose 'cnn' or 'vit'")
     latent_side(cfg, cfg.decoder)
-    if cfg.decoder == 'vit':
-        return ViTDecoder(cfg.latent_dim, cfg.image_size)
+    if cfg.decoder == "vit":
+        more = dict(pretrained=pretrained, drop_path=cfg.drop_path)
+        return ViTDecoder(cfg.latent_dim, cfg.image_size, **more)
     return CNNDecoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)

@@ -39,9 +39,7 @@ class Codebook(nn.Module):
         super().__init__()
         if metric not in ('l2', 'cosine'):
             raise ValueError(f"unknown metric {metric!r}: choose l2 or cosine")
-        self.size = size
-        self.dim = dim
-        self.metric = metric
+        self.size, self.dim, self.metric = size, dim, metric
         self.weight = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
         self.register_buffer('usage', torch.zeros(stages, size))  # running count of hits, per stage
         self.register_buffer(
@@ -71,11 +69,11 @@ class Codebook(nn.Module):
     def forward(
         self,
         tokens: Tensor,  # (...) indices
-    ) -> Tensor:  # (...,C) the codes
+    ) -> (
+        Tensor
+    ):  # (...,C) the codes, as they are: their length counts even where only angles are compared
         "Look the codes up"
-        return F.embedding(
-            tokens, F.normalize(self.weight, dim=-1) if self.metric == 'cosine' else self.weight
-        )
+        return F.embedding(tokens, self.weight)
 
 # %% ../../nbs/2_tokenizer/21_codebook.ipynb #6247a3f5
 @patch

@@ -83,10 +83,11 @@ def decode_latent(
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #d93a1fcb
 def build_tokenizer(
     cfg: TokenizerConfig,  # architecture
-    pretrained=False,  # weights of a DINOv2 encoder, see `autoencoder.load_vit`
+    pretrained=False,  # weights of DINOv2 for both ends, see `autoencoder.load_vit`
 ) -> FRVAE:  # untrained
     "The tokenizer a config describes"
-    return FRVAE(build_encoder(cfg, pretrained), build_quantizer(cfg), build_decoder(cfg), cfg)
+    encoder, decoder = build_encoder(cfg, pretrained), build_decoder(cfg, pretrained)
+    return FRVAE(encoder, build_quantizer(cfg), decoder, cfg)
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #910eeb83
 @patch
