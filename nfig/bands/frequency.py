@@ -130,7 +130,7 @@ def bin_counts(
 def precise(
     x: Tensor,  # any
 ):  # context for what is done on the device of `x`
-    "Full precision, whatever surrounds it: no autocast, and no rounding of factors to TF32 on a GPU"
+    "Full precision, whatever surrounds it: no autocast, and on a GPU no TF32"
     kind = x.device.type
     calm = (
         torch.autocast(kind, enabled=False)

@@ -27,7 +27,7 @@ def pick_device(
 def native_bf16(
     device: torch.device,  # where it would run
 ) -> bool:
-    "Does this device multiply bfloat16 itself? A processor does with AVX-512 BF16, AMX, or Arm's BF16"
+    "Does it multiply bfloat16 itself? A processor does with AVX-512 BF16, AMX, or Arm's BF16"
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != 'cpu':
@@ -58,7 +58,7 @@ def autocast(
 def use_tensor_cores(
     device: torch.device,  # where it trains
 ):
-    "From now on let a GPU round the factors of float32 products to 10 bits (TF32): several times as fast"
+    "From now on let a GPU round factors of float32 products to 10 bits (TF32): faster"
     if device is not None and device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
