@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.config import TokenizerConfig
 from ..core.io import fetch_hint, read_state, require, weight_file
+from .patches import PatchDecoder, PatchEncoder
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #5c5bb263
 class ResBlock(nn.Module):
@@ -308,9 +309,14 @@ class ViTDecoder(nn.Module):
         size = dict(img_size=image_size, patch_size=patch, drop_path_rate=drop_path)
         vit = load_vit(name, pretrained, **size)
         width, self.patch = vit.num_features, patch
-        self.blocks, self.norm_pre, self.norm = vit.blocks, vit.norm_pre, vit.norm
-        self.pos, self.cls = vit.pos_embed, vit.cls_token  # (1,1+n,D), (1,1,D)
-        self.inp, self.out = nn.Linear(latent_dim, width), nn.Linear(width, 3 * patch * patch)
+        self.blocks = vit.blocks
+        self.norm_pre = vit.norm_pre
+        self.norm = vit.norm
+        # (1,1+n,D), (1,1,D)
+        self.pos = vit.pos_embed
+        self.cls = vit.cls_token
+        self.inp = nn.Linear(latent_dim, width)
+        self.out = nn.Linear(width, 3 * patch * patch)
         self.query = nn.Parameter(torch.randn(1, 1, width) * 1e-6)  # what will be pixels
         self.kind = token_kinds(width)
 
@@ -333,7 +339,8 @@ def latent_side(
     kind: str,  # 'cnn', 'dinov2' or 'vit'
 ) -> int:  # side of the latent
     "ValueError unless the image's side divides, and the latent is as wide as the last scale"
-    factor = cfg.stem * 2 ** (len(cfg.multipliers) - 1) if kind == 'cnn' else 16
+    cnn = cfg.stem * 2 ** (len(cfg.multipliers) - 1)
+    factor = {'cnn': cnn, 'patches': cfg.stem}.get(kind, 16)
     if cfg.image_size % factor:
         raise ValueError(
             f"image side {cfg.image_size} given, but a {kind} with a factor of {factor} needs a multiple of {factor}"
@@ -351,9 +358,11 @@ def build_encoder(
     pretrained=False,  # weights for DINOv2: False, True, a file or a folder, see `load_vit`
 ) -> nn.Module:  # (B,3,H,H) -> (B,C,h,h)
     "The encoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.encoder not in ("cnn", "dinov2"):
-        raise ValueError(f"unknown encoder {cfg.encoder!r}: choose 'cnn' or 'dinov2'")
+    if cfg.encoder not in ("cnn", "dinov2", "patches"):
+        raise ValueError(f"unknown encoder {cfg.encoder!r}: choose 'cnn', 'dinov2' or 'patches'")
     latent_side(cfg, cfg.encoder)
+    if cfg.encoder == "patches":
+        return PatchEncoder(cfg.latent_dim, cfg.image_size // cfg.side)
     if cfg.encoder == "dinov2":
         more = dict(latent_tokens=cfg.latent_tokens, drop_path=cfg.drop_path)
         return DINOv2Encoder(cfg.latent_dim, cfg.image_size, pretrained=pretrained, **more)
@@ -365,9 +374,11 @@ def build_decoder(
     pretrained=False,  # weights for a ViT: False, True, a file or a folder, see `load_vit`
 ) -> nn.Module:  # (B,C,h,h) -> (B,3,H,H)
     "The decoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.decoder not in ("cnn", "vit"):
-        raise ValueError(f"unknown decoder {cfg.decoder!r}: choose 'cnn' or 'vit'")
+    if cfg.decoder not in ("cnn", "vit", "patches"):
+        raise ValueError(f"unknown decoder {cfg.decoder!r}: choose 'cnn', 'vit' or 'patches'")
     latent_side(cfg, cfg.decoder)
+    if cfg.decoder == "patches":
+        return PatchDecoder(cfg.latent_dim, cfg.image_size // cfg.side)
     if cfg.decoder == "vit":
         more = dict(pretrained=pretrained, drop_path=cfg.drop_path)
         return ViTDecoder(cfg.latent_dim, cfg.image_size, **more)

@@ -46,6 +46,11 @@ class FRVAE(nn.Module):
         c, k = config.latent_dim, config.quant_conv
         self.quant_conv = nn.Conv2d(c, c, k, padding=k // 2)
         self.post_quant_conv = nn.Conv2d(c, c, k, padding=k // 2)
+        if config.encoder == 'patches':  # nothing but the codebook is to be learnt
+            for conv in (self.quant_conv, self.post_quant_conv):
+                nn.init.dirac_(conv.weight)
+                nn.init.zeros_(conv.bias)
+                conv.requires_grad_(False)
         self.norm = latent_norm(config)
 
     def forward(
@@ -86,7 +91,8 @@ def build_tokenizer(
     pretrained=False,  # weights of DINOv2 for both ends, see `autoencoder.load_vit`
 ) -> FRVAE:  # untrained
     "The tokenizer a config describes"
-    encoder, decoder = build_encoder(cfg, pretrained), build_decoder(cfg, pretrained)
+    encoder = build_encoder(cfg, pretrained)
+    decoder = build_decoder(cfg, pretrained)
     return FRVAE(encoder, build_quantizer(cfg), decoder, cfg)
 
 # %% ../../nbs/2_tokenizer/24_frvae.ipynb #910eeb83

@@ -37,6 +37,7 @@ from .losses import LeCam, gan_losses, length_ratio
 from .discriminator import build_discriminator, diff_augment
 from .run import Run
 from .loop import EMA, adamw, check_finite, fit, lr_at, own_seed
+from ..tokenizer.patches import fit_patches
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #b4d5bae5
 class Critic(nn.Module):
@@ -376,7 +377,9 @@ def parts(
         with gradient_sync(self.net, i == n - 1):
             terms, x_hat, g, z = self.losses(part, gan, stop)
             check_finite(terms, k)
-            torch.autograd.backward([x_hat, z.loss], [g / n, z.loss.new_tensor(1 / n)])
+            ends = [(x_hat, g / n), (z.loss, z.loss.new_tensor(1 / n))]
+            ends = [(o, d) for o, d in ends if o.requires_grad]  # not what has nothing to learn
+            torch.autograd.backward(*zip(*ends))
         whole = self.finished(stop)
         errors.append((x_hat.detach() - part).pow(2).mean((1, 2, 3)))
         m = dict(
@@ -517,8 +520,11 @@ def train_tokenizer(
     if tensorboard:
         run.to_tensorboard()
     data.log_to(run.folder / 'skipped.txt')  # images that cannot be read, if there are any
-    task = TokenizerTask(
-        build_tokenizer(e.tokenizer, pretrained(cfg.init_weights)), data, cfg, dev, workers
-    )
+    tokenizer = build_tokenizer(e.tokenizer, pretrained(cfg.init_weights))
+    if e.tokenizer.encoder == 'patches':
+        some = torch.arange(min(2000, len(data))) * len(data) // min(2000, len(data))
+        images = to_float(data.__getitems__(some)[0])
+        fit_patches(tokenizer.encoder, tokenizer.decoder, images)
+    task = TokenizerTask(tokenizer, data, cfg, dev, workers)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.ema.model
