@@ -9,5 +9,5 @@ $PY -c 'import sys,torch; sys.exit(0 if torch.cuda.is_available() else "PyTorch 
 $PY -m pytest -q tests/test_gpu.py
 timeout 420 $PY -m bench.gpu --out results
 timeout 600 $PY -m bench.scaling --device cuda --depths 16,12,20,24,30 --batches 1,8,64 --sides 256,128,512 --repeats 3 --out results
-time $PY -c 'from nfig.use.sample import sample_npz; sample_npz()' fashion-mnist results/h100-samples --n 50000 --batch_size 512 --part 4096 --device cuda --fast bf16   # what evaluators read; killed and started again, it goes on
+time "$(dirname "$PY")/nfig_sample_npz" fashion-mnist results/h100-samples --n 50000 --batch_size 512 --part 4096 --device cuda --fast bf16   # what evaluators read; killed and started again, it goes on
 echo "done: results/bench_cuda.json, results/growth_cuda.json"

@@ -14,19 +14,11 @@ root = Path(__file__).resolve().parent.parent
 
 
 def command(out, n):
-    return [
-        sys.executable,
-        '-c',
-        'from nfig.use.sample import sample_npz; sample_npz()',
-        'fashion-mnist',
-        str(out),
-        '--n',
-        str(n),
-        '--batch_size',
-        '24',
-        '--part',
-        '24',
-    ]
+    code = (
+        'import sys; from nfig.use.sample import sample_npz; '
+        "sample_npz('fashion-mnist', sys.argv[1], int(sys.argv[2]), batch_size=24, part=24)"
+    )
+    return [sys.executable, '-c', code, str(out), str(n)]
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs a signal that cannot be caught')
