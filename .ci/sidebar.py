@@ -1,4 +1,4 @@
-"nbs/sidebar.yml from the numbers of folders and notebooks: chapters 1 to 9, then 0, where one looks things up"
+"nbs/sidebar.yml: the core path first, then every chapter's other lessons in the order of their numbers"
 
 from pathlib import Path
 
@@ -15,22 +15,49 @@ titles = {
     '9_results': '9. Results',
     '0_core': '0. Toolbox',
 }
-top = 'index.ipynb', 'explore.ipynb', 'architecture.md'  # the last is written by docs.py
+top = 'index.ipynb', 'course.ipynb', 'explore.ipynb'
+last = ('architecture.md',)  # written by docs.py
+# What everybody reads, in this order; a name without its number, so that lessons can move
+path = [
+    '1_bands/whole',
+    '1_bands/orders',
+    '1_bands/frequency',
+    '1_bands/resample',
+    '2_tokenizer/patches',
+    '2_tokenizer/quantizer',
+    '2_tokenizer/autoencoder',
+    '2_tokenizer/frvae',
+    '3_transformer/model',
+    '3_transformer/sampling',
+    '3_transformer/pipeline',
+    '3_transformer/raster',
+    '5_train/tokenizer',
+    '5_train/transformer',
+    '9_results/figure_4',
+    '9_results/study_orders',
+    '9_results/related',
+]
+found = sorted((root / 'nbs').glob('[0-9]_*/[0-9]*.ipynb'))
+lessons = {f'{p.parent.name}/{p.stem.split("_", 1)[1]}': f'{p.parent.name}/{p.name}' for p in found}
+core_path = [lessons[name] for name in path if name in lessons]
 
 
-def sidebar(nbs=root / 'nbs') -> str:  # the whole file
-    "Every chapter with its lessons in the order of their numbers; ValueError for a folder without a title"
-    folders = {p.parent.name for p in Path(nbs).glob('[0-9]_*/[0-9]*.ipynb')}
-    if unknown := folders - set(titles):
+def others() -> dict:  # {title: [lesson, ...]}
+    "Every chapter's lessons that are not on the core path; ValueError for a folder without a title"
+    if unknown := {p.parent.name for p in found} - set(titles):
         raise ValueError(f"no title for {', '.join(sorted(unknown))}: enter it in .ci/sidebar.py")
+    rest = [name for name in lessons.values() if name not in core_path]
+    chapters = {t: [n for n in rest if n.split('/')[0] == folder] for folder, t in titles.items()}
+    return {title: names for title, names in chapters.items() if names}
+
+
+def sidebar() -> str:  # the whole file
+    "The core path, and behind it the chapters"
     lines = ['website:', '  sidebar:', '    contents:', *[f'      - {name}' for name in top]]
-    for folder in [name for name in titles if name in folders]:
-        lines += [f'      - section: "{titles[folder]}"', '        contents:']
-        lines += [
-            f'          - {folder}/{p.name}'
-            for p in sorted((Path(nbs) / folder).glob('[0-9]*.ipynb'))
-        ]
-    return '\n'.join(lines) + '\n'
+    for title, names in {'The course': core_path, **others()}.items():
+        lines += [f'      - section: "{title}"', '        contents:']
+        lines += [f'          - {name}' for name in names]
+    return '\n'.join(lines + [f'      - {name}' for name in last]) + '\n'
 
 
 if __name__ == '__main__':

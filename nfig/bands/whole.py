@@ -6,13 +6,13 @@
 __all__ = ['ink', 'faded', 'accents', 'draw_box', 'draw_arrow', 'field_means', 'draw_grid', 'draw_image', 'draw_tokenizer',
            'draw_generator', 'draw_whole']
 
-# %% ../../nbs/1_bands/10_whole.ipynb #772d90e6
+# %% ../../nbs/1_bands/10_whole.ipynb #929cefb0
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-# %% ../../nbs/1_bands/10_whole.ipynb #655bb382
+# %% ../../nbs/1_bands/10_whole.ipynb #47762d86
 ink = '#808080'  # can be read on white and on black
 faded = '#b0b0b0'  # a part that is not the present lesson's
 accents = {'bands': '#2a9d8f', 'tokenizer': '#3a7dc9', 'transformer': '#d1703c', 'data': '#8a6fc0'}
@@ -44,7 +44,7 @@ def draw_arrow(
     bow = f'arc3,rad={bend}'
     ax.add_patch(FancyArrowPatch(start, end, color=ink, connectionstyle=bow, **style))
 
-# %% ../../nbs/1_bands/10_whole.ipynb #3e637507
+# %% ../../nbs/1_bands/10_whole.ipynb #e7294d00
 def field_means(
     image,  # (H,W) array
     side: int,  # fields a row
@@ -54,7 +54,7 @@ def field_means(
     spans = list(zip(edges, edges[1:]))
     return np.array([[image[a:b, c:d].mean() for c, d in spans] for a, b in spans])
 
-# %% ../../nbs/1_bands/10_whole.ipynb #df6a3ce2
+# %% ../../nbs/1_bands/10_whole.ipynb #1945ac6a
 def draw_grid(
     ax,  # axes to draw on
     x: float,  # centre
@@ -81,7 +81,7 @@ def draw_image(
     "Draw a small picture"
     ax.imshow(image, extent=(x - 0.5, x + 0.5, y - 0.5, y + 0.5), cmap='gray')
 
-# %% ../../nbs/1_bands/10_whole.ipynb #5b71fe89
+# %% ../../nbs/1_bands/10_whole.ipynb #7c3b1c0c
 def draw_tokenizer(
     ax,  # axes to draw on
     y: float,  # height of the row
@@ -110,7 +110,7 @@ def draw_tokenizer(
     title = 'Tokenizer: a picture to six grids and back'
     ax.text(0.05, y + 1.0, title, fontsize=9, color=colour['tokenizer'])
 
-# %% ../../nbs/1_bands/10_whole.ipynb #bb11d410
+# %% ../../nbs/1_bands/10_whole.ipynb #972c46fb
 def draw_generator(
     ax,  # axes to draw on
     y: float,  # height of the row
@@ -134,7 +134,7 @@ def draw_generator(
     title = 'Generator: a class to a picture,\nall tokens of a stage at once'
     ax.text(0.05, y + 0.95, title, fontsize=9, color=colour['transformer'])
 
-# %% ../../nbs/1_bands/10_whole.ipynb #60092271
+# %% ../../nbs/1_bands/10_whole.ipynb #877b6d9e
 def draw_whole(
     image,  # (H,W) array from 0 to 1
     scales: tuple = (1, 2, 3, 4, 6, 8),  # sides of the grids
