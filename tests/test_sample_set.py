@@ -12,25 +12,29 @@ import pytest
 
 root = Path(__file__).resolve().parent.parent
 
+program = """
+import sys
+from nfig.evaluate.samples import sample_set
+from nfig.transformer.pipeline import NFIGPipeline
+pipe = NFIGPipeline.from_pretrained('fashion-mnist').to('cpu')
+sample_set(pipe, sys.argv[1], n=int(sys.argv[2]), batch_size=24, part=24, progress=False)
+"""
+
 
 def command(out, n):
-    code = (
-        'import sys; from nfig.use.sample import sample_npz; '
-        "sample_npz('fashion-mnist', sys.argv[1], int(sys.argv[2]), batch_size=24, part=24)"
-    )
-    return [sys.executable, '-c', code, str(out), str(n)]
+    return [sys.executable, '-c', program, str(out), str(n)]
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs a signal that cannot be caught')
 def test_killed_and_resumed_gives_the_same_file(tmp_path):
-    "SIGKILL once the first part is there: it is not made again, and the file is the one of a run without accidents"
+    "SIGKILL after the first part: it is not made again, and the file is that of a quiet run"
     p = subprocess.Popen(
         command(tmp_path / 'a.npz', 72),
         cwd=root,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    first = tmp_path / 'a.parts' / '00000000.npy'
+    first = tmp_path / 'a.parts' / 'part_00000000.npy'
     late = time.time() + 120
     while not first.exists() and p.poll() is None and time.time() < late:
         time.sleep(0.02)
@@ -44,7 +48,7 @@ def test_killed_and_resumed_gives_the_same_file(tmp_path):
     )
     assert (
         other.returncode != 0
-        and 'its n is 72, now 73' in other.stderr
+        and 'n: 72 there, 73 now' in other.stderr
         and first.stat().st_mtime_ns == made
     )
     subprocess.run(
@@ -62,6 +66,6 @@ def test_killed_and_resumed_gives_the_same_file(tmp_path):
 
     pipe = NFIGPipeline.from_pretrained('fashion-mnist').to(
         'cpu'
-    )  # as the command does: channels last
+    )  # as the program does: channels last
     assert np.array_equal(got[48:72], to_bytes(pipe([j % 10 for j in range(48, 72)], seed=48)))
     assert not list(tmp_path.glob('*.parts'))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['palette', 'to_picture', 'image_grid', 'canvas', 'draw', 'show_images', 'save_figure', 'save_images', 'log_power',
            'show_spectrum', 'stretch', 'show_bands', 'unfold', 'show_masks', 'plot_profiles', 'plot_curves',
-           'growth_figure', 'psnr', 'compare_figure', 'neighbours_figure']
+           'growth_figure', 'compare_figure', 'neighbours_figure']
 
 # %% ../../nbs/1_bands/12_show.ipynb #c27d38e5
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from .frequency import fit_power_law, power_spectrum
+from ..core.pixels import psnr
 
 # %% ../../nbs/1_bands/12_show.ipynb #92d8af57
 def to_picture(
@@ -315,14 +316,6 @@ def growth_figure(
     return fig
 
 # %% ../../nbs/1_bands/12_show.ipynb #09031647
-def psnr(
-    x: Tensor,  # (B,3,H,W) in [-1,1]
-    y: Tensor,  # the same
-) -> Tensor:  # (B,) decibels
-    "Peak signal-to-noise ratio of each image"
-    return 10 * (4 / (x - y).float().pow(2).mean((1, 2, 3)).clamp(min=1e-12)).log10()
-
-
 def compare_figure(
     originals: Tensor,  # (B,3,H,W) in [-1,1]
     reconstructions: Tensor,  # the same

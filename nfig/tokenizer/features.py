@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['perceptuals', 'inception_url', 'extractors', 'find_vgg', 'load_vgg', 'PerceptualLoss', 'EffNetFeatures',
-           'FeatureDistance', 'build_perceptual', 'find_inception', 'InceptionFeatures', 'build_extractor',
-           'score_names']
+           'FeatureDistance', 'build_perceptual', 'find_inception', 'InceptionFeatures', 'build_extractor']
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #e75ec855
 import hashlib
@@ -264,14 +263,20 @@ class InceptionFeatures(nn.Module):
             if hashlib.sha256(file.read_bytes()).hexdigest().startswith(self.published)
             else 'OtherInception'
         )
+        self.spatial = None
+        self.net.Mixed_6d.branch1x1.register_forward_hook(self.keep_spatial)
+
+    def keep_spatial(self, module, inputs, output):  # a hook: (B,192,17,17) on its way through
+        "Keep what sFID looks at: the first seven channels of TensorFlow's mixed_6/conv"
+        self.spatial = output[:, :7].flatten(1)
 
     def forward(
         self,
         x: Tensor,  # (B,3,H,W) in [-1,1]
-    ) -> tuple:  # ((B,2048) features, (B,1008) class probabilities)
+    ) -> tuple:  # ((B,2048) features, (B,1008) class probabilities, (B,2023) spatial features)
         "What Inception sees in images, rounded to bytes first"
         f, logits = self.net(to_uint8(x))
-        return f, logits.softmax(1)
+        return f, logits.softmax(1), self.spatial
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #53211517
 @patch
@@ -308,14 +313,3 @@ def build_extractor(
             f"weights {weights!r} given, but 'effnet' brings its own: leave them out, or choose 'inception'"
         )
     return InceptionFeatures(weights) if kind == 'inception' else EffNetFeatures()
-
-
-def score_names(
-    name: str,  # of an extractor
-) -> dict:  # short name -> name in results
-    "FID, IS, precision and recall are Inception's; another network's numbers carry its name"
-    if name == 'Inception':
-        return dict(fd='FID', score='IS', precision='precision', recall='recall')
-    return dict(
-        fd=f'FD-{name}', score=f'IS-{name}', precision=f'precision-{name}', recall=f'recall-{name}'
-    )

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from ..core.config import paper_scales
 from ..core.pixels import to_float, to_pil
-from ..bands.show import palette, psnr, stretch
+from ..bands.show import palette, stretch
+from ..core.pixels import psnr
 from ..tokenizer.frvae import FRVAE
 from ..transformer.pipeline import NFIGPipeline
 from ..data.images import decode, reason
