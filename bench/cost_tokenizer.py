@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
 from torch import nn
-from nfig.core.config import Experiment, get_preset
+from nfig.core.presets import Experiment, get_preset
 from nfig.core.io import replacing
 from nfig.core.record import machine
 from bench.generate import count_flops

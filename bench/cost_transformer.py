@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
-from nfig.core.config import Experiment, get_preset
+from nfig.core.presets import Experiment, get_preset
 from nfig.core.io import replacing
 from nfig.core.record import machine
 from nfig.tokenizer.frvae import build_tokenizer
@@ -134,7 +134,7 @@ def encode_work(e: Experiment) -> float:  # GFLOP for one image
 
 @call_parse
 def cost_paper(
-    presets: str = 'nfig_d16,nfig_d20,nfig_d24,nfig_d30',  # rows of nfig.core.config.presets
+    presets: str = 'nfig_d16,nfig_d20,nfig_d24,nfig_d30',  # rows of nfig.core.presets
     gpus: str = '1,8,16,64',  # how many, numbers between commas
     bench: str = 'results/bench_cuda.json',  # of python -m bench.gpu; 45 % of the peak are assumed if it is not there
     out: str = 'results',  # folder for cost_paper.json

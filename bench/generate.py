@@ -16,7 +16,7 @@ from datetime import datetime
 from fastcore.script import call_parse, store_true
 from pathlib import Path
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from nfig.core.config import Experiment, get_preset
+from nfig.core.presets import Experiment, get_preset
 from nfig.core.record import machine
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from datetime import datetime
 from fastcore.script import call_parse
 from pathlib import Path
-from nfig.core.config import Experiment
+from nfig.core.presets import Experiment
 from nfig.core.device import autocast
 from nfig.core.record import machine
 from nfig.tokenizer.autoencoder import build_decoder

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
 from statistics import median
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.core.io import replacing
 from nfig.core.record import machine
 from nfig.tokenizer.frvae import build_tokenizer
@@ -27,7 +27,7 @@ options = {  # name -> what the call says
 
 
 def build_pipeline(
-    preset: str,  # a key of `config.presets`
+    preset: str,  # a key of `presets`
 ) -> NFIGPipeline:  # random weights
     "A pipeline of a preset's size, with VAR's CNN as the decoder if the preset has another"
     e = bench_experiment(preset)
@@ -68,7 +68,7 @@ def measure_options(
 
 @call_parse
 def sampling_cost(
-    preset: str = 'nfig_d16',  # a row of nfig.core.config.presets
+    preset: str = 'nfig_d16',  # a row of nfig.core.presets
     only: str = '',  # options between commas; all of them if empty
     repeats: int = 2,  # rounds
     threads: int = 1,  # processor threads; with one, the processor's seconds do not depend on what else the machine does

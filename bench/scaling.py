@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from fastcore.script import call_parse, store_true
 from pathlib import Path
-from nfig.core.config import resized
+from nfig.core.presets import resized
 from nfig.core.record import machine
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer

@@ -13,7 +13,7 @@ from fastcore.script import call_parse
 from pathlib import Path
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from nfig.core.config import Experiment, get_preset
+from nfig.core.presets import Experiment, get_preset
 from nfig.core.record import machine
 from nfig.tokenizer.quantizer import refresh_codebook
 from nfig.tokenizer.frvae import build_tokenizer

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
-from nfig.core.config import Experiment, get_preset
+from nfig.core.presets import Experiment, get_preset
 from nfig.core.io import replacing, weights_hash
 from nfig.core.record import machine
 from nfig.tokenizer.frvae import build_tokenizer
@@ -109,7 +109,7 @@ def reading_share(
 
 @call_parse
 def bench_tokens(
-    preset: str = 'small',  # row of nfig.core.config.presets
+    preset: str = 'small',  # row of nfig.core.presets
     images: int = 200_000,  # in the cache
     device: str = 'cpu',  # where the model runs: cpu or cuda
     out: str = 'results',  # folder for token_cache_<device>.json

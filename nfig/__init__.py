@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what an editor and a type checker see; `_homes` is the same for Python
-    from nfig.core.config import get_preset as get_preset
+    from nfig.core.presets import get_preset as get_preset
     from nfig.data.sources import load_data as load_data
     from nfig.fast.faster import faster as faster
     from nfig.tokenizer.frvae import FRVAE as FRVAE
@@ -23,7 +23,7 @@ _homes = {
     'FRVAE': 'nfig.tokenizer.frvae',
     'NFIGPipeline': 'nfig.transformer.pipeline',
     'faster': 'nfig.fast.faster',
-    'get_preset': 'nfig.core.config',
+    'get_preset': 'nfig.core.presets',
     'load_data': 'nfig.data.sources',
     'pipeline_from_var': 'nfig.transformer.convert',
     'train_nfig': 'nfig.train.transformer',  # not `train`, which is the package it comes from

@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
 from statistics import mean, stdev
-from nfig.core.config import Experiment, did_you_mean, get_preset, one_scale
+from nfig.core.config import did_you_mean
+from nfig.core.presets import Experiment, get_preset, one_scale
 from nfig.core.io import replacing
 from nfig.core.record import machine
 from nfig.tokenizer.features import EffNetFeatures

@@ -184,7 +184,8 @@ def test_wheel_holds_nothing_else(dist):
 
 client = '''
 import torch
-from nfig.core.config import TokenizerConfig,TransformerConfig,get_preset
+from nfig.core.config import TokenizerConfig, TransformerConfig
+from nfig.core.presets import get_preset
 from nfig.core.pixels import to_float
 from nfig.data.sources import load_data
 from nfig.use.explorers import BandExplorer,photos

@@ -70,7 +70,7 @@ program = '''
 import json,os,resource,sys,time
 import torch
 from torch import nn
-from nfig.core.config import presets
+from nfig.core.presets import presets
 from nfig.core.distributed import destroy_distributed,init_distributed
 from nfig.core.parts import parse_share
 from nfig.evaluate.generator import GeneratedImages,NpzImages,evaluate_samples

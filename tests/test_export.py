@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nfig.core.config import TokenizerConfig, TransformerConfig, get_preset
+from nfig.core.config import TokenizerConfig, TransformerConfig
+from nfig.core.presets import get_preset
 from nfig.core.io import assets
 from nfig.tokenizer.frvae import FRVAE, build_tokenizer
 from nfig.transformer.convert import convert

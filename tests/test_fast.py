@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nfig.fast.winograd as winograd
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.fast.winograd import FastResBlock, fast
 from test_var_parity import close, golden, grids, part, same_tokens, scales, vqvae

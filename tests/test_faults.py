@@ -11,7 +11,8 @@ import torch
 from torch import nn
 import nfig.tokenizer.frvae as T
 from nfig.tokenizer.autoencoder import build_decoder, build_encoder
-from nfig.core.config import TokenizerConfig, get_preset, save_config
+from nfig.core.config import TokenizerConfig, save_config
+from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.core.io import write_folder
 from nfig.tokenizer.frvae import FRVAE, build_tokenizer
@@ -193,7 +194,7 @@ def test_config_of_another_version(saved):
 
 full = """import resource,signal,sys,torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)          # the write fails with an error instead of ending the process
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.core.io import save_state
 from nfig.train.run import Run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.fast.faster import faster
 from nfig.transformer.pipeline import NFIGPipeline
 from nfig.evaluate.samples import sample_set

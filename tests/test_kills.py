@@ -13,7 +13,8 @@ import json,os,random,sys,time,torch
 from pathlib import Path
 from torch import nn
 from nfig.core.io import load_state
-from nfig.core.config import TrainConfig,get_preset
+from nfig.core.config import TrainConfig
+from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.train.tokenizer import train_tokenizer
 from nfig.train.run import Run

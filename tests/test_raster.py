@@ -2,7 +2,7 @@
 
 import json
 
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.transformer.pipeline import NFIGPipeline
 from nfig.tokenizer.frvae import FRVAE

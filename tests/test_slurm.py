@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from nfig.use.train import train_nfig
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.transformer.pipeline import NFIGPipeline
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.train.run import Run

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nfig.tokenizer.autoencoder import ViTDecoder
-from nfig.core.config import TokenizerTraining, get_preset
+from nfig.core.config import TokenizerTraining
+from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.bands.frequency import apply_masks
 from nfig.tokenizer.quantizer import build_quantizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nfig.data.tokens as T
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.core.io import weights_hash

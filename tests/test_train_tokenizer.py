@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nfig.core.config import get_preset
+from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.tokenizer.frvae import FRVAE, build_tokenizer
 from nfig.train.tokenizer import TokenizerTask, train_tokenizer

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from nfig.core.config import SampleConfig, presets
+from nfig.core.config import SampleConfig
+from nfig.core.presets import presets
 from nfig.transformer.convert import (
     quantizer_from_var,
     tokenizer_config,

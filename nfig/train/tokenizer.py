@@ -12,7 +12,8 @@ from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor, nn
-from ..core.config import Experiment, TrainConfig, did_you_mean, to_dict
+from ..core.config import TrainConfig, did_you_mean, to_dict
+from ..core.presets import Experiment
 from ..core.device import autocast, pick_device
 from nfig.core.distributed import (
     gradient_sync,

@@ -12,7 +12,8 @@ from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor, nn
-from ..core.config import Experiment, TrainConfig, to_dict
+from ..core.config import TrainConfig, to_dict
+from ..core.presets import Experiment
 from ..core.io import weights_hash
 from ..core.device import autocast, native_bf16, pick_device
 from nfig.core.distributed import (

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 from datetime import datetime, timezone
-from ..core.config import get_preset, resized
+from ..core.presets import get_preset, resized
 
 # %% ../../nbs/8_use/83_train.ipynb #c2deb6fa
 def recorded(
@@ -85,7 +85,7 @@ def overrule(
 def train_tokenizer(
     data: str = 'fashion-mnist',  # folder of class folders, of .tar or .parquet shards, a stream (a URL, pipe:COMMAND, hub:NAME), or a name: fashion-mnist, fashion-mnist-5k, cifar10
     out: str = 'runs/tokenizer',  # run folder; an unfinished run in it is continued
-    preset: str = 'small',  # a row of nfig.core.config.presets: tiny, small, nfig_d16, var_d16, ...
+    preset: str = 'small',  # a row of nfig.core.presets: tiny, small, nfig_d16, var_d16, ...
     size: int = None,  # side in pixels to which images are brought; the preset's if not given
     steps: int = None,  # optimiser steps, in place of the preset's
     epochs: float = None,  # passes over the data, in place of steps
@@ -204,7 +204,7 @@ def train_nfig(
     tokenizer: str = 'runs/tokenizer',  # run folder of nfig_train_tokenizer, or a saved tokenizer
     data: str = None,  # as for nfig_train_tokenizer, but no stream; what the tokenizer was trained on if not given
     out: str = 'runs/nfig',  # run folder; an unfinished run in it is continued
-    preset: str = 'small',  # a row of nfig.core.config.presets
+    preset: str = 'small',  # a row of nfig.core.presets
     steps: int = None,  # optimiser steps, in place of the preset's
     epochs: float = None,  # passes over the data, in place of steps
     batch_size: int = None,  # images a step

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from html import escape
 from PIL import Image
 from torch import Tensor
-from ..core.config import paper_scales
+from ..core.presets import paper_scales
 from ..core.pixels import to_float, to_pil
 from ..bands.show import palette, stretch
 from ..core.pixels import psnr
