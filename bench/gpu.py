@@ -1,20 +1,21 @@
-"Images a second and training steps a second, as one runs them on a GPU: bfloat16, large batches, compiled."
+"""Images a second and training steps a second, as one runs them on a GPU: in bfloat16, in large
+batches, compiled.
+
+Every row is measured in a process of its own and written at once: a row that fails, or takes
+too long, costs itself and nothing else. The most wanted rows come first; what there is no time
+for is listed as left out."""
 
 import json
+import subprocess
 import sys
-import torch
-import torch.nn.functional as F
+import time
+from dataclasses import replace
 from datetime import datetime
-from fastcore.script import call_parse
 from pathlib import Path
-from nfig.core.presets import Experiment
-from nfig.core.device import autocast
-from nfig.core.record import machine
-from nfig.tokenizer.autoencoder import build_decoder
-from nfig.tokenizer.frvae import build_tokenizer
-from nfig.transformer.model import NFIGTransformer
-from nfig.transformer.pipeline import NFIGPipeline
-from nfig.train.loop import adamw
+
+import torch
+from fastcore.script import call_parse
+
 from bench.generate import (
     Part,
     bench_experiment,
@@ -27,11 +28,18 @@ from bench.generate import (
     some_labels,
     table,
 )
+from nfig.core.presets import Experiment
+from nfig.core.record import machine
+from nfig.tokenizer.autoencoder import build_decoder
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.train.transformer import TransformerTask
+from nfig.transformer.model import NFIGTransformer
+from nfig.transformer.pipeline import NFIGPipeline, generate
 
 
 def work(
     e: Experiment,  # the row of the table
-) -> dict:  # floating-point operations for one image: 'generate' (both streams of guidance, all stages), 'decode' and 'train'
+) -> dict:  # operations for one image: 'generate' (all stages, guided), 'decode' and 'train'
     "Products and convolutions of the plain model"
     with torch.device('meta'):
         t = NFIGTransformer(e.transformer).eval()
@@ -59,21 +67,59 @@ def work(
         )
 
 
+def fast_pipeline(
+    e: Experiment,  # all sizes
+    device: str,  # where
+) -> NFIGPipeline:
+    "A fast pipeline of random weights in bfloat16"
+    t = NFIGTransformer(e.transformer)
+    return faster_for(
+        NFIGPipeline(build_tokenizer(e.tokenizer), t, sample=e.sample), torch.bfloat16, device
+    )
+
+
 def image_part(
     pipe: NFIGPipeline,  # fast
     batch: int,  # images at once
     flops: int,  # operations of an image
-    dtype: str = 'bf16',  # 'fp32' or 'bf16'
+    **sample,  # settings of the sampling
 ) -> Part:
     "Whole images, from classes to pixels"
     labels = some_labels(pipe, batch).tolist()
+    like = Part('', 'bf16', None, 1, flops=flops)
     return Part(
-        'images',
-        dtype,
-        lambda: pipe(labels, batch_size=batch),
-        batch,
-        like=Part('', dtype, None, 1, flops=flops),
+        'images', 'bf16', lambda: pipe(labels, batch_size=batch, **sample), batch, like=like
     )
+
+
+def token_part(
+    pipe: NFIGPipeline,  # fast
+    batch: int,  # images at once
+    flops: int,  # operations of an image
+) -> Part:
+    "Tokens alone, which is what most published figures are of"
+    labels = some_labels(pipe, batch)
+    q = pipe.tokenizer.quantizer
+    like = Part('', 'bf16', None, 1, flops=flops)
+    return Part(
+        'tokens',
+        'bf16',
+        lambda: generate(pipe.transformer, q, labels, pipe.sample),
+        batch,
+        like=like,
+    )
+
+
+def decoder_part(
+    pipe: NFIGPipeline,  # fast
+    batch: int,  # images at once
+    flops: int,  # operations of an image
+) -> Part:
+    "Latents to pixels"
+    c = pipe.tokenizer.config
+    f_hat = torch.randn(batch, c.latent_dim, c.side, c.side, device=pipe.device)
+    like = Part('', 'bf16', None, 1, flops=flops)
+    return Part('decoder', 'bf16', lambda: pipe.decode_latent(f_hat), batch, like=like)
 
 
 def training_part(
@@ -81,50 +127,102 @@ def training_part(
     batch: int,  # images a step
     flops: int,  # operations for one image
     device: str,  # where
-    recompute: bool = False,  # less memory, a third more work (which is not counted)
+    **cfg,  # fields of its `TransformerTraining`
 ) -> Part:
-    "An optimiser step on cached tokens in bfloat16"
-    t = NFIGTransformer(e.transformer).to(device).train()
-    q = build_tokenizer(e.tokenizer).quantizer.to(device)
-    t.recompute = recompute
-    opt = adamw(t, e.train)
-    labels = torch.arange(batch, device=device) % e.transformer.classes
-    tokens = [torch.randint(q.codebook.size, (batch, s * s), device=device) for s in q.scales]
-    if device.startswith('cuda'):
-        t.compile(dynamic=False)
+    "The trainer's own step on cached tokens: loss, gradients, clipping, AdamW, average"
+    tok = build_tokenizer(e.tokenizer).to(device)
+    pipe = NFIGPipeline(tok, NFIGTransformer(e.transformer).to(device), sample=e.sample)
+    tokens = torch.randint(e.tokenizer.codebook_size, (1, batch, e.tokenizer.tokens)).short()
+    settings = replace(e.train, batch_size=batch, steps=1_000, epochs=0, accumulate=1, **cfg)
+    task = TransformerTask(pipe, tokens, torch.arange(batch) % e.transformer.classes, settings)
+    like = Part('', 'bf16', None, batch, flops=flops * batch)
+    return Part('training step', 'bf16', lambda: task.step(1), batch, like=like)
 
-    def step():
-        with torch.no_grad():
-            x = q.teacher_inputs(tokens)
-        with autocast(torch.device(device), True):
-            logits = t(labels, x)
-        opt.zero_grad()
-        F.cross_entropy(logits.flatten(0, 1), torch.cat(tokens, 1).flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(t.parameters(), 2.0)
-        opt.step()
 
+def waiting(seconds: int) -> Part:
+    "A row that only takes time, to try the limits"
     return Part(
-        'recomputed step' if recompute else 'training step',
-        'bf16',
-        step,
-        batch,
-        like=Part('', 'bf16', None, batch, flops=flops * batch),
+        'waiting', 'bf16', lambda: time.sleep(seconds), 1, like=Part('', '', None, 1, flops=1)
     )
+
+
+makers = {  # kind of row -> (experiment, batch, device, operations of an image) -> `Part`
+    'images': lambda e, n, d, w: image_part(fast_pipeline(e, d), n, w['generate'] + w['decode']),
+    'logits-guided': lambda e, n, d, w: image_part(
+        fast_pipeline(e, d), n, w['generate'] + w['decode'], guide_hidden=False
+    ),
+    'tokens': lambda e, n, d, w: token_part(fast_pipeline(e, d), n, w['generate']),
+    'decoder': lambda e, n, d, w: decoder_part(fast_pipeline(e, d), n, w['decode']),
+    'training': lambda e, n, d, w: training_part(e, n, w['train'], d),
+    'recomputed': lambda e, n, d, w: training_part(e, n, w['train'], d, recompute=True),
+    'eager': lambda e, n, d, w: training_part(e, n, w['train'], d, compile=False),
+    'waiting': lambda e, n, d, w: waiting(n),
+}
+wanted = (  # the most wanted first: kind:batch
+    'images:128 tokens:64 training:64 decoder:128 images:1 eager:64 recomputed:64 '
+    'logits-guided:128 images:8 images:256'
+)
+
+
+def measured(
+    preset: str,  # row of the presets table
+    kind: str,  # a key of `makers`
+    batch: int,  # images at once
+    device: str,  # where
+    repeats: int,  # rounds
+) -> dict:  # as `row` gives it
+    "One row, beside matrix products in the same minute"
+    if kind not in makers:
+        raise ValueError(f'unknown row {kind!r}: choose from {", ".join(makers)}')
+    e = bench_experiment(preset)
+    gpu = device.startswith('cuda')
+    peak = matmul_parts('bf16', device, 8192 if gpu else 512)
+    part = makers[kind](e, batch, device, work(e))
+    best = peaks(interleave([*peak, part], repeats, device))
+    return row(part, best) | dict(kind=kind, peak=round(best['bf16'], 1))
+
+
+def in_a_process(
+    preset: str,
+    kind: str,
+    batch: int,
+    device: str,
+    repeats: int,  # as for `measured`
+    limit: float,  # seconds
+) -> dict:  # the row, or its `kind`, `batch` and `failed`: why
+    "A row from a process that can be stopped and whose memory is its own"
+    asked = ', '.join(map(repr, (preset, kind, batch, device, repeats)))
+    code = f'from bench.gpu import *; print(json.dumps(measured({asked})))'
+    began = time.monotonic()
+    try:
+        p = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, timeout=limit
+        )
+        failed = None if p.returncode == 0 else (p.stderr.strip().splitlines() or ['?'])[-1][:500]
+    except subprocess.TimeoutExpired:
+        failed = f'stopped after {limit:.0f} s'
+    took = dict(took=round(time.monotonic() - began, 1))
+    if failed:
+        return dict(kind=kind, batch=batch, failed=failed) | took
+    return json.loads(p.stdout.splitlines()[-1]) | took
 
 
 @call_parse
 def bench_gpu(
     preset: str = 'nfig_d16',  # row of the presets table
     device: str = 'cuda',  # cuda, or cpu for a trial at a small size
-    batches: str = '1,8,128',  # images at once, numbers between commas
-    train_batch: int = 64,  # images a training step
+    rows: str = wanted,  # kind:batch, the most wanted first, with blanks between
     repeats: int = 5,  # rounds; the table shows medians
+    budget: float = 900,  # seconds for all rows
+    limit: float = 240,  # seconds for one row
     out: str = 'results',  # folder for bench_<device>.json
 ):
-    "Images a second and training steps in large batches"
-    if device.startswith('cuda') and not torch.cuda.is_available():
+    "Images a second and training steps in large batches, a row at a time"
+    gpu = device.startswith('cuda')
+    if gpu and not torch.cuda.is_available():
         raise ValueError(
-            f"device {device!r} given, but PyTorch finds no CUDA device here: bench/h100.sh is meant for a machine with a GPU"
+            f'device {device!r} given, but PyTorch finds no CUDA device here: '
+            'bench/h100.sh is meant for a machine with a GPU'
         )
     about = dict(
         preset=preset,
@@ -132,36 +230,30 @@ def bench_gpu(
         date=datetime.now().isoformat(timespec='seconds'),
         **machine(),
     )
-    e = bench_experiment(preset)
-    flops = work(e)
-    peak = matmul_parts('bf16', device, 8192 if device.startswith('cuda') else 512)
-    rows, best = [], {}
-    pipe = faster_for(
-        NFIGPipeline(build_tokenizer(e.tokenizer), NFIGTransformer(e.transformer), sample=e.sample),
-        torch.bfloat16,
-        device,
-    )
-    makers = [
-        lambda b=b: image_part(pipe, b, flops['generate'] + flops['decode'])
-        for b in map(int, batches.split(','))
-    ]
-    makers += [
-        lambda r=r: training_part(e, train_batch, flops['train'], device, r) for r in (False, True)
-    ]
-    for make in makers:  # one after the other: recordings of one batch size are kept
-        part = make()
-        done = interleave([*peak, part], repeats, device)
-        best = peaks(done)
-        rows.append(row(part, best))
-        print(table(rows[-1:]), flush=True)
-    path = (
-        Path(out) / f"bench_{device.split(':')[0]}.json"
-        if device.startswith('cuda')
-        else Path(out) / 'bench_gpu_trial.json'
-    )
+    path = Path(out) / ('bench_cuda.json' if gpu else 'bench_gpu_trial.json')
     path.parent.mkdir(parents=True, exist_ok=True)
-    for r in rows:
-        r['images_per_second'] = (
-            round(1 / r['seconds_per_image'], 2) if r['seconds_per_image'] else None
-        )
-    path.write_text(json.dumps(dict(**about, peak=best, rows=rows), indent=1) + '\n')
+    end = time.monotonic() + budget
+    done, left_out = [], []
+    for name in rows.split():
+        kind, _, batch = name.partition(':')
+        left = end - time.monotonic()
+        if left < 1:
+            left_out.append(name)
+            continue
+        r = in_a_process(preset, kind, int(batch or 1), device, repeats, min(limit, left))
+        if 'failed' in r:
+            print(f'{name}: {r["failed"]}', flush=True)
+        else:
+            seconds = r['seconds_per_image']
+            r['images_per_second'] = round(1 / seconds, 2) if seconds else None
+            print(table([r]), flush=True)
+        done.append(r)
+        whole = dict(**about, rows=done, left_out=left_out)
+        path.write_text(json.dumps(whole, indent=1) + '\n')
+    if left_out:
+        print(f'no time for {", ".join(left_out)}')
+        path.write_text(json.dumps(dict(**about, rows=done, left_out=left_out), indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    bench_gpu()

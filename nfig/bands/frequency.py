@@ -226,7 +226,7 @@ def radial_profile(
     ring = ring[keep].to(power.device)
     flat = power.flatten(-2)[..., keep.to(power.device)]
     total = flat.new_zeros(*flat.shape[:-1], n).index_add_(-1, ring, flat)
-    return torch.arange(n), total / ring.bincount(minlength=n).clamp(min=1)
+    return torch.arange(n, device=power.device), total / ring.bincount(minlength=n).clamp(min=1)
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #427365c4
 def fit_power_law(

@@ -180,6 +180,7 @@ class TrainConfig:
     amp: bool = True  # half precision where the device has it: bfloat16, or float16 on an older GPU
     skip: Whole = 0  # steps in a row that may be left out where a number is not finite
     accumulate: Count = 1  # parts into which a process splits its batch to save memory
+    compile: bool | None = None  # compile the networks; if None on a GPU only
     seed: Whole = 0  # data order, initialisation and dropout
 
     def total_steps(self, n: int) -> int:  # images in the data set -> optimiser steps
@@ -213,7 +214,6 @@ class TokenizerTraining(TrainConfig):
     stage_dropout_from: Count = 1  # fewest stages in a prefix
     stage_balance: bool = True  # weigh the pixel error after each stage by its running mean
     judge_prefixes: bool = False  # perceptual loss and critic judge prefixes too, as in XQGAN
-    compile: bool = False  # compile encoder and decoder
 
 
 @checked_dataclass
@@ -234,6 +234,9 @@ class SampleConfig:
     top_k: Whole = 0  # keep the k likeliest codes; 0 keeps all
     top_p: Share = 0.0  # keep the smallest set of codes with this probability; 0 keeps all
     temperature: Annotated[float, Field(gt=0)] = 1.0  # logits are divided by it
+    unguided_last: Whole = 0  # stages at the end without guidance: half their work
+    stages: Whole = 0  # draw only the first stages and decode what is there; 0 draws all
+    guide_hidden: bool = True  # guide before the head, for half its work; False guides the logits
 
 # %% ../../nbs/0_core/01_config.ipynb #a8375b35
 def to_dict(cfg) -> dict:  # any dataclass above

@@ -7,6 +7,7 @@ __all__ = ['Recording', 'GraphedTransformer', 'fast_tokenizer', 'FastPipeline', 
 
 # %% ../../nbs/7_fast/73_faster.ipynb #d3ba7ab9
 import torch
+from contextlib import nullcontext
 from copy import copy, deepcopy
 from torch import Tensor
 from ..tokenizer.autoencoder import CNNDecoder, Upsample
@@ -27,23 +28,25 @@ class Recording:
     ):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side):  # libraries choose kernels, compilers compile
             fn()
-            fn()  # libraries choose kernels, compilers compile
+            fn()
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
             self.out = fn()
         self.pool = self.graph.pool()
 
-    def __call__(self) -> Tensor:
+    def __call__(self):  # what `fn` returned, overwritten at the next call
+        "Start all its kernels; no line of Python runs"
         self.graph.replay()
-        return self.out  # what `fn` returned, overwritten at the next call
+        return self.out
 
 # %% ../../nbs/7_fast/73_faster.ipynb #cf532021
 class GraphedTransformer:
-    "A `FastTransformer` whose stages are recorded when first used with a batch size, and replayed after that"
+    "A `FastTransformer` whose stages are recorded when first used, and then replayed"
 
+    guides_hidden = True
     train = parameters = state_dict = save_pretrained = to = refuse
 
     def __init__(
@@ -57,7 +60,7 @@ class GraphedTransformer:
         self.class_embed = inner.class_embed
         self.embed_class = inner.embed_class
         self.cache = None
-        self.stages = {}
+        self.made = {}
 
     def eval(self):
         return self
@@ -69,48 +72,64 @@ class GraphedTransformer:
         "An empty cache; recordings for another batch size are dropped"
         if self.cache is None or self.cache.kv.shape[2] != batch:
             self.cache = self.inner.new_cache(batch)
-            self.stages = {}
+            self.made = {}
         cache = copy(self.cache)
-        cache.filled = [0] * len(cache.filled)
+        cache.filled, cache.modulation = [0] * len(cache.filled), None
         return cache
 
-    def recorded(
+    def replay(
         self,
-        i: int,
-        cond: Tensor,
-        x: Tensor,  # as for `stage`
-    ) -> tuple:  # (recording, its class embedding, its input)
-        "Record stage `i`"
-        cond = cond.clone()
-        x = None if x is None else x.clone()
-        start = list(self.cache.filled)
+        key,  # what is done: a recording is made for each
+        fn,  # (copies of the inputs) -> result
+        *inputs,  # tensors, a number, or None
+    ) -> tuple:  # (result, overwritten at the next use; what the cache counts before and after)
+        "Do `fn`, recorded"
+        if key not in self.made:
+            kept = [
+                torch.as_tensor(t, device=self.cache.kv.device).clone() if t is not None else None
+                for t in inputs
+            ]
+            start = list(self.cache.filled)
 
-        def fn():
-            self.cache.filled = list(start)
-            return self.inner.stage(i, cond, x, self.cache)
+            def again():  # counts as the first time
+                self.cache.filled = list(start)
+                return fn(*kept)
 
-        before = next(reversed(self.stages.values()), None)
-        return self.record(fn, before and before[0].pool), cond, x
+            before = next(reversed(self.made.values()), None)
+            run = self.record(again, before and before[0].pool)
+            self.made[key] = run, kept, start, list(self.cache.filled)
+        run, kept, start, end = self.made[key]
+        for old, new in zip(kept, inputs):
+            if old is not None:
+                old.copy_(new) if isinstance(new, Tensor) else old.fill_(new)
+        return run(), start, end
 
     def stage(
         self,
         i: int,
         cond: Tensor,
         x: Tensor,
-        cache: KVCache,  # as for `NFIGTransformer.stage`
+        cache: KVCache,
+        guidance=None,  # as for `NFIGTransformer.stage`
     ) -> Tensor:  # (B,s_i^2,K) logits, overwritten when the stage is used again
         "One stage, replayed if it has been recorded"
-        if cache.kv.shape != self.cache.kv.shape:
-            return self.inner.stage(i, cond, x, cache)
+        known = next((m[2] for k, m in self.made.items() if k[0] == i), cache.filled)
+        if (
+            cache.kv.shape != self.cache.kv.shape or cache.filled != known
+        ):  # narrowed, or not this stage's turn
+            return self.inner.stage(i, cond, x, cache, guidance)
         self.cache.filled = list(cache.filled)
-        if i not in self.stages:
-            self.stages[i] = self.recorded(i, cond, x)
-        run, c, y = self.stages[i]
-        c.copy_(cond)
-        if y is not None:
-            y.copy_(x)
-        logits = run()
-        cache.filled = list(self.cache.filled)
+        with torch.cuda.device(cond.device) if cond.is_cuda else nullcontext():
+            if i == 0:  # in memory of its own, for all recordings to read
+                modulate_all = self.inner.modulations
+                self.cache.modulation = self.replay(('modulation',), modulate_all, cond)[0]
+            off = guidance is not None and guidance == 0
+
+            def work(cond, x, weight):
+                return self.inner.stage(i, cond, x, self.cache, 0.0 if off else weight)
+
+            logits, _, end = self.replay((i, guidance is None, off), work, cond, x, guidance)
+        cache.filled = list(end)
         cache.modulation = self.cache.modulation
         return logits
 

@@ -99,13 +99,15 @@ class FastBlock(nn.Module):
     def __init__(
         self,
         block: AdaLNBlock,  # whose weights are used
+        log_scale: Tensor = None,  # (1,H,1,1) the heads' sharpness, not rounded; the block's own if None
     ):
         super().__init__()
         a = block.attn
         zero = torch.zeros_like(block.attn.q_bias)
+        sharp = (a.log_scale if log_scale is None else log_scale).detach().float()
+        self.scale = sharp.clamp(max=log(100.0)).exp()  # float32: rounded, it would err by 1.6 %
         self.ada = block.ada
         self.heads = a.heads
-        self.scale = a.log_scale.detach().clamp(max=log(100.0)).exp()
         self.qkv = PackedLinear(a.qkv.weight, torch.cat([a.q_bias, zero, a.v_bias]))
         self.proj = PackedLinear(a.proj.weight, a.proj.bias)
         self.fc1 = PackedLinear(block.mlp[0].weight, block.mlp[0].bias, gelu=True)
@@ -165,8 +167,12 @@ def pieces(
     "The two pieces of a block: compiled once, for all blocks and all numbers of tokens"
     if compiler is None:
         return FastBlock.before, FastBlock.after
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(
+        64, limits.recompile_limit
+    )  # of 8: two graphs for every number of heads
     return tuple(
-        torch.compile(f, backend=compiler, dynamic=True)
+        torch.compile(f, backend=compiler, dynamic=True, fullgraph=True)
         for f in (FastBlock.before, FastBlock.after)
     )
 
@@ -181,6 +187,7 @@ def refuse(*args, **kwargs):
 class FastTransformer:
     "An `NFIGTransformer` for generation: the same logits from packed weights. For finished models: later changes of the weights are not noticed"
 
+    guides_hidden = True
     train = requires_grad_ = parameters = named_parameters = state_dict = load_state_dict = (
         save_pretrained
     ) = to = refuse
@@ -199,8 +206,8 @@ class FastTransformer:
         self.inner = deepcopy(t, memo).eval().to(dtype=dtype)
         self.config = t.config
         self.class_embed = self.inner.class_embed
-        for i, b in enumerate(self.inner.blocks):
-            self.inner.blocks[i] = FastBlock(b)
+        for i, (b, exact) in enumerate(zip(self.inner.blocks, t.blocks)):
+            self.inner.blocks[i] = FastBlock(b, exact.attn.log_scale)
             self.inner.blocks[i].compiler = compiler
         self.inner.head = PackedLinear(self.inner.head.weight, self.inner.head.bias)
 
@@ -214,8 +221,17 @@ class FastTransformer:
     def new_cache(self, batch: int) -> KVCache:
         return self.inner.new_cache(batch)
 
+    def modulations(self, cond: Tensor) -> list:  # depth+1 tuples of (B,1,D)
+        with torch.no_grad():
+            return self.inner.modulations(cond)
+
     def stage(
-        self, i: int, cond: Tensor, x: Tensor, cache: KVCache
+        self,
+        i: int,
+        cond: Tensor,
+        x: Tensor,
+        cache: KVCache,
+        guidance=None,  # as for `NFIGTransformer.stage`
     ) -> Tensor:  # (B,s_i^2,K) logits
         with torch.no_grad():
-            return self.inner.stage(i, cond, x, cache)
+            return self.inner.stage(i, cond, x, cache, guidance)

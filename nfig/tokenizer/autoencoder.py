@@ -200,12 +200,16 @@ class CNNDecoder(nn.Module):
         self.norm_out = nn.GroupNorm(groups, ch[0], eps=1e-6)
         self.conv_out = nn.Conv2d(ch[0], 3 * stem**2, 3, padding=1)
 
-    def forward(self, f: Tensor) -> Tensor:  # (B,C,h,w) -> (B,3,H,W)
-        "Latent to pixels"
+    def features(self, f: Tensor) -> Tensor:  # (B,C,h,w) -> (B,width,H/stem,W/stem)
+        "What the last convolution reads"
         x = self.mid(self.conv_in(f))
         for level in reversed(self.up):
             x = level(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.silu(self.norm_out(x))
+
+    def forward(self, f: Tensor) -> Tensor:  # (B,C,h,w) -> (B,3,H,W)
+        "Latent to pixels"
+        x = self.conv_out(self.features(f))
         return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #da22a62b
@@ -320,17 +324,24 @@ class ViTDecoder(nn.Module):
         self.query = nn.Parameter(torch.randn(1, 1, width) * 1e-6)  # what will be pixels
         self.kind = token_kinds(width)
 
-    def forward(
+    def features(
         self,
         f: Tensor,  # (B,C,h,h)
-    ) -> Tensor:  # (B,3,H,H)
-        "Latent to pixels"
+    ) -> Tensor:  # (B,h*h,D)
+        "What the last layer reads"
         B, n = len(f), f.shape[-1] * f.shape[-2]
         places = self.pos[:, -n:]
         latent = self.inp(f.flatten(2).transpose(1, 2)) + places + self.kind[1]  # (B,n,D)
         queries = torch.cat([self.cls, self.query.expand(-1, n, -1)], 1) + self.pos[:, -n - 1 :]
         queries = (queries + self.kind[0]).expand(B, -1, -1)  # (B,1+n,D)
-        t = self.norm(self.blocks(self.norm_pre(torch.cat([queries, latent], 1))))[:, 1 : n + 1]
+        return self.norm(self.blocks(self.norm_pre(torch.cat([queries, latent], 1))))[:, 1 : n + 1]
+
+    def forward(
+        self,
+        f: Tensor,  # (B,C,h,h)
+    ) -> Tensor:  # (B,3,H,H)
+        "Latent to pixels"
+        t = self.features(f)
         return F.pixel_shuffle(self.out(t).transpose(1, 2).unflatten(2, f.shape[-2:]), self.patch)
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #d4a68e28

@@ -85,7 +85,9 @@ def count(
     decay: float = 0.95,  # memory of the running count
 ):
     "Take note of which codes were used"
-    hits = sum_over(torch.bincount(tokens.flatten(), minlength=self.size))  # of all processes
+    flat = tokens.flatten()  # `bincount` would wait for a GPU
+    hits = self.usage.new_zeros(self.size).scatter_add_(0, flat, self.usage.new_ones(len(flat)))
+    hits = sum_over(hits)  # of all processes
     self.usage[stage].mul_(decay).add_(hits, alpha=1 - decay)
 
 

@@ -98,9 +98,15 @@ def check_finite(
     step: int = None,  # for the message
 ):
     "FloatingPointError that names the terms which are not finite"
+    if not values:
+        return
+    device = next((v.device for v in values.values() if isinstance(v, Tensor)), None)
+    numbers = torch.stack(
+        [torch.as_tensor(v).detach().double().to(device) for v in values.values()]
+    )
     bad = [
-        k for k, v in values.items() if not math.isfinite(v.item() if isinstance(v, Tensor) else v)
-    ]
+        k for k, fine in zip(values, numbers.isfinite().cpu().tolist()) if not fine
+    ]  # one wait for all
     if bad:
         raise FloatingPointError(
             ('' if step is None else f"step {step}: ")

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from ..core.config import TrainConfig, did_you_mean, to_dict
 from ..core.presets import Experiment
-from ..core.device import autocast, pick_device
+from ..core.device import autocast, pick_device, to_device, worth_compiling
 from nfig.core.distributed import (
     gradient_sync,
     all_gather,
@@ -235,9 +235,10 @@ class TokenizerTask:
         )
         for m in (self.ema.model, *filter(None, [self.critic])):
             broadcast_module(m)
-        if cfg.compile:
-            self.model.encoder.compile()
-            self.model.decoder.compile()  # in place: names of weights stay
+        if worth_compiling(cfg.compile, device):  # in place: names of weights stay
+            self.model.encoder.compile()  # the last layer stays outside: the GAN's
+            decoder = self.model.decoder  # weight asks for its gradient alone
+            decoder.features = torch.compile(decoder.features)
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #f638b5ca
 @patch
@@ -248,7 +249,7 @@ def batch(
     "The images of step k, or this process's share of them, cropped and mirrored at random"
     if self.batches is None:
         self.batches = iter(loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers))
-    x = random_crop(to_float(next(self.batches)[0].to(self.device)), self.cfg.crop)
+    x = random_crop(to_float(to_device(next(self.batches)[0], self.device)), self.cfg.crop)
     return (random_flip(x) if self.cfg.flip else x).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #83d563a4
@@ -370,7 +371,7 @@ def parts(
         with gradient_sync(self.net, i == n - 1):
             terms, x_hat, g, z = self.losses(part, gan, stop)
             check_finite(terms, k)
-            ends = [(x_hat, g / n), (z.loss, z.loss.new_tensor(1 / n))]
+            ends = [(x_hat, g / n), (z.loss, torch.full_like(z.loss, 1 / n))]
             ends = [(o, d) for o, d in ends if o.requires_grad]  # not what has nothing to learn
             torch.autograd.backward(*zip(*ends))
         whole = self.finished(stop)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.config import TrainConfig, to_dict
 from ..core.presets import Experiment
 from ..core.io import weights_hash
-from ..core.device import autocast, native_bf16, pick_device
+from ..core.device import autocast, native_bf16, pick_device, to_device, worth_compiling
 from nfig.core.distributed import (
     clip_gradients,
     gradient_sync,
@@ -34,7 +34,7 @@ from nfig.core.distributed import (
 from ..core.pixels import save_grid
 from ..core.record import machine
 from ..tokenizer.frvae import FRVAE
-from ..transformer.model import NFIGTransformer
+from ..transformer.model import NFIGTransformer, compile_blocks
 from ..transformer.pipeline import NFIGPipeline, training_inputs
 from ..data.images import ImageData
 from ..data.sources import batches
@@ -90,6 +90,8 @@ class TransformerTask:
         self.score = 'val_loss'
         for m in (self.model, self.ema.model):
             broadcast_module(m)
+        if worth_compiling(cfg.compile, self.device):
+            compile_blocks(self.model)
         self.net = self.spread(self.model, shard)
         if shard:
             self.spread(self.ema.model, shard)
@@ -118,8 +120,8 @@ def loss(
     labels: Tensor,  # (B,) int64
 ) -> tuple:  # (loss, loss of each stage (n,))
     "Cross entropy (Eq. 11), averaged over tokens"
-    t = tokens.to(self.device).long()
-    labels = labels.to(self.device)
+    t = to_device(tokens, self.device).long()
+    labels = to_device(labels, self.device)
     with torch.no_grad():
         inputs = training_inputs(
             self.q, list(t.split(self.split, 1)), self.pipe.transformer.config.order
@@ -127,8 +129,11 @@ def loss(
     with autocast(self.device, self.cfg.amp):
         logits = model(labels, inputs)
     ce = F.cross_entropy(
-        logits.float().transpose(1, 2), t, reduction='none', label_smoothing=self.cfg.label_smooth
-    )  # (B,L)
+        logits.float().flatten(0, 1),
+        t.flatten(),
+        reduction='none',
+        label_smoothing=self.cfg.label_smooth,
+    ).view_as(t)  # (B,L)
     return ce.mean(), torch.stack([o.mean() for o in ce.detach().split(self.split, 1)])
 
 # %% ../../nbs/5_train/56_transformer.ipynb #9c853b63
@@ -164,7 +169,11 @@ def step(
     rows, view = shard(rows), shard(view)
     own_seed(self.cfg.seed, k)  # this process's part of the batch
     self.opt.zero_grad()
-    m = self.parts(self.tokens[view, rows], self.labels[rows], k)
+    tokens = self.tokens[view, rows]
+    self.q.check_tokens(
+        list(tokens.split(self.split, 1))
+    )  # here, where looking at values costs nothing
+    m = self.parts(tokens, self.labels[rows], k)
     lr = lr_at(k, self.total, self.cfg)
     for g in self.opt.param_groups:
         g['lr'] = lr
@@ -253,15 +262,10 @@ def train_nfig(
     device: str = None,  # 'cpu', 'cuda' or None to choose
     stop_after: int = None,  # stop early after so many steps in all
     data_name: str = '',  # noted in the run's config
-    compile: bool = False,  # compile the transformer first (a minute, then faster steps; needs a C++ compiler)
     shard: bool = False,  # of several processes, each keeps a part of the weights, not a copy of all
     **every,  # log_every, save_every, preview_every, progress of `fit`
 ) -> NFIGPipeline:  # tokenizer and averaged transformer
     "Train or resume a transformer on a trained tokenizer"
-    if compile and shard:
-        raise ValueError(
-            "compile and shard given together: compile needs whole weights, choose one of the two"
-        )
     k = tokenizer.config
     cfg = e.train
     dev = pick_device(init_distributed(device))
@@ -312,8 +316,6 @@ def train_nfig(
         val,
         shard,
     )
-    if compile:
-        task.model.compile(dynamic=False)
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.averaged()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['stage_of', 'block_causal_mask', 'KVCache', 'SetLength', 'CosineAttention', 'modulate', 'drop_gate', 'MLP', 'Shift',
-           'AdaLNBlock', 'NFIGTransformer', 'init_weights', 'drop_labels']
+           'AdaLNBlock', 'NFIGTransformer', 'init_weights', 'guide_hidden', 'drop_labels', 'compile_blocks']
 
 # %% ../../nbs/3_transformer/32_model.ipynb #eb969db5
 import torch
@@ -149,7 +149,7 @@ def modulate(
 
 def drop_gate(
     gate: Tensor,  # (B,1,D)
-    p: float,  # probability of zero
+    p,  # probability of zero, a number or a scalar tensor
 ) -> Tensor:  # (B,1,D)
     "Stochastic depth: the gate of an image is zero with probability `p`, and its mean is kept"
     keep = torch.rand(len(gate), 1, 1, device=gate.device) >= p
@@ -195,7 +195,9 @@ class AdaLNBlock(nn.Module):
         shared: bool = False,  # `modulation` gets what one layer made for all blocks, and adds the block's own
     ):
         super().__init__()
-        self.drop_path = drop_path
+        self.drops = drop_path > 0
+        rate = torch.tensor(float(drop_path))  # a tensor: one compiled graph serves all blocks
+        self.register_buffer('drop_path', rate, persistent=False)
         self.attn = CosineAttention(dim, heads)
         self.mlp = MLP(dim, hidden)
         self.ada = (
@@ -217,7 +219,7 @@ class AdaLNBlock(nn.Module):
     ) -> Tensor:  # (B,L,D)
         "The two equations above"
         g1, g2, s1, s2, b1, b2 = modulation
-        if self.training and self.drop_path:
+        if self.training and self.drops:
             g1 = drop_gate(g1, self.drop_path)
             g2 = drop_gate(g2, self.drop_path)
         x = x + g1 * self.attn(modulate(x, s1, b1), **attn)
@@ -326,21 +328,36 @@ def modulations(
     ]
 
 
+def guide_hidden(
+    h: Tensor,  # (2B,m,D) what the head reads: with class, then without
+    weight,  # guidance t, a number or a scalar tensor
+) -> Tensor:  # (B,m,D)
+    "Classifier-free guidance of what a linear head reads: the same logits, from half the products"
+    c, u = h.float().chunk(2)
+    return (c if isinstance(weight, (int, float)) and weight == 0 else c + weight * (c - u)).to(
+        h.dtype
+    )
+
+
 @patch
 def predict(
     self: NFIGTransformer,
     x: Tensor,  # (B,m,D) tokens with their places
     mods: list,  # from `modulations`
+    guidance=None,  # weight, if the second half of the batch is the first without its class
     **attn,  # mask and chunks, or cache
-) -> Tensor:  # (B,m,K) float32
+) -> Tensor:  # (B,m,K) float32; (B/2,m,K) if guided
     "Blocks and head"
     for i, (block, m) in enumerate(zip(self.blocks, mods)):
-        x = (
-            checkpoint(block, x, m, block=i, use_reentrant=False, **attn)
-            if self.recompute and torch.is_grad_enabled()
-            else block(x, m, block=i, **attn)
-        )
-    return self.head(modulate(x, *mods[-1])).float()
+        where = (
+            dict(block=i) if attn.get('cache') else {}
+        )  # in training all blocks are called alike
+        if self.recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, m, use_reentrant=False, **attn, **where)
+        else:
+            x = block(x, m, **attn, **where)
+    h = modulate(x, *mods[-1])
+    return self.head(h if guidance is None else guide_hidden(h, guidance)).float()
 
 # %% ../../nbs/3_transformer/32_model.ipynb #a4fde43b
 def drop_labels(
@@ -375,6 +392,9 @@ def forward(
     return self.predict(x, self.modulations(cond), mask=self.mask, chunks=self.chunks)
 
 # %% ../../nbs/3_transformer/32_model.ipynb #39ba6a72
+NFIGTransformer.guides_hidden = True  # `stage` takes a weight of the guidance
+
+
 @patch
 def new_cache(
     self: NFIGTransformer,
@@ -402,7 +422,8 @@ def stage(
     cond: Tensor,  # (B,D) from `embed_class`
     x: Tensor,  # (B,s_i^2,C) the quantiser's `next_input`; None for the first stage
     cache: KVCache,  # from `new_cache`; stages 0..i-1 are in it, this one will be
-) -> Tensor:  # (B,s_i^2,K) logits
+    guidance=None,  # as for `predict`
+) -> Tensor:  # (B,s_i^2,K) logits; (B/2,s_i^2,K) if guided
     "One stage, for generation. ValueError if the input is not of this stage"
     a, b = ([0] + self.ends)[i : i + 2]
     need = (len(cond), b - a, self.config.latent_dim) if i else None
@@ -411,7 +432,16 @@ def stage(
         raise ValueError(
             f"stage {i} needs {a} tokens in the cache and an input of shape {need}; given: {cache.filled[0]} and {given}"
         )
-    if i == 0:
+    if cache.modulation is None:
         cache.modulation = self.modulations(cond)
     x = self.word_embed(x.to(cond.dtype)) if i else cond[:, None] + self.pos_start
-    return self.predict(x + self.position_embedding(a, b), cache.modulation, cache=cache)
+    return self.predict(x + self.position_embedding(a, b), cache.modulation, guidance, cache=cache)
+
+# %% ../../nbs/3_transformer/32_model.ipynb #40309475
+def compile_blocks(
+    model: NFIGTransformer,  # changed in place; names of weights stay
+    backend: str = 'inductor',  # of torch.compile
+):
+    "Compile the blocks for training; one graph serves them all"
+    for b in model.blocks:
+        b.compile(backend=backend, dynamic=False, fullgraph=True)

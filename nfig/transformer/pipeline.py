@@ -53,6 +53,7 @@ class GuidedSampler:
         self.guided = sum(
             any(weights[i:]) for i in range(len(weights))
         )  # stages up to the last one with a weight
+        self.hidden = sample.guide_hidden and getattr(transformer, 'guides_hidden', False)
         none = torch.full_like(labels, transformer.config.classes)
         self.cond = transformer.embed_class(
             torch.cat([labels, none]) if self.guided else labels
@@ -69,11 +70,12 @@ class GuidedSampler:
     ) -> Tensor:  # (B,m) int64
         "The tokens of the next step"
         if i == self.guided and len(self.cond) > self.B:
-            self.cond = self.cond[: self.B]
-            self.cache.narrow(self.B)
+            self.cond = self.cond[: self.B]  # after the last guided stage nothing
+            self.cache.narrow(self.B)  # reads the unguided keys
         if x is not None:
             x = x.repeat(len(self.cond) // self.B, 1, 1)
-        logits = self.transformer.stage(self.step, self.cond, x, self.cache)
+        how = dict(guidance=self.weights[i]) if self.hidden and len(self.cond) > self.B else {}
+        logits = self.transformer.stage(self.step, self.cond, x, self.cache, **how)
         if len(logits) > self.B:
             logits = guide(logits, self.weights[i]) if self.weights[i] else logits[: self.B]
         self.step, self.last = self.step + 1, choose(logits, self.sample, u)
@@ -140,7 +142,8 @@ def generate_stages(
     u = uniforms(range(B) if seeds is None else seeds, sum(sizes), labels.device).split(sizes, 1)
     ask = GuidedSampler(transformer, labels, sample, guidance_weights(sample, n))
     tokens_of = orders[transformer.config.order]
-    yield from quantizer.stages(lambda i, f_hat: tokens_of(ask, quantizer, i, f_hat, u[i]), B)
+    loop = quantizer.stages(lambda i, f_hat: tokens_of(ask, quantizer, i, f_hat, u[i]), B)
+    yield from islice(loop, sample.stages or n)
 
 # %% ../../nbs/3_transformer/36_pipeline.ipynb #37830b50
 def generate(

@@ -38,13 +38,16 @@ def guidance_weights(
     n: int,  # stages
 ) -> list:  # n numbers
     "The guidance of every stage; ValueError if there is not one weight a stage"
-    if not sample.weights:
-        return [guidance_weight(sample.cfg_scale, i, n, sample.schedule) for i in range(n)]
-    if len(sample.weights) != n:
+    weights = list(sample.weights) or [
+        guidance_weight(sample.cfg_scale, i, n, sample.schedule) for i in range(n)
+    ]
+    if len(weights) != n:
         raise ValueError(
-            f"{len(sample.weights)} weights of the guidance given, this model has {n} stages: give one number for each"
+            f"{len(weights)} weights of the guidance given, this model has {n} stages: "
+            "give one number for each"
         )
-    return list(sample.weights)
+    guided = max(0, n - sample.unguided_last)
+    return weights[:guided] + [0.0] * (n - guided)
 
 
 def guide(
@@ -110,6 +113,11 @@ def check_sample(
     if s.top_k < 0 or not 0 <= s.top_p <= 1:
         raise ValueError(
             f"top_k {s.top_k} and top_p {s.top_p} given: top_k counts codes (0 keeps all), top_p is a share between 0 and 1"
+        )
+    if s.unguided_last < 0 or s.stages < 0:
+        raise ValueError(
+            f"unguided_last {s.unguided_last} and stages {s.stages} given: both "
+            "count stages, from 0"
         )
     guidance_weight(s.cfg_scale, 0, 2, s.schedule)
 

@@ -218,7 +218,7 @@ class Keeping:
         model,  # `NFIGTransformer`
         kept: dict,  # stage (from 0) -> (1,s^2) int64 tokens
     ):
-        self.model, self.kept = model, kept
+        self.model, self.kept, self.guides_hidden = model, kept, False  # it looks at logits
 
     def __getattr__(self, name):
         return getattr(self.model, name)

@@ -217,7 +217,7 @@ def train_nfig(
     log_every: int = 20,  # steps between lines of the log
     save_every: int = 500,  # steps between checkpoints
     preview_every: int = 500,  # steps between pictures
-    compile: bool = False,  # compile the transformer first: a minute, then faster steps
+    compile: bool = None,  # compile the blocks: a minute, then faster; on a GPU if not given
     shard: store_true = False,  # of several processes, each keeps a part of the weights, not a copy of all
     stop_after: int = None,  # stop early after so many steps in all; the run can be continued
     tokens: str = None,  # folder that nfig_cache_tokens made: nothing is encoded, and the training images need not be there
@@ -247,6 +247,7 @@ def train_nfig(
             lr=lr,
             accumulate=accumulate,
             recompute=recompute or None,
+            compile=compile,
             seed=seed,
         ),
     )
@@ -269,7 +270,6 @@ def train_nfig(
         val=val,
         device=device,
         data_name=data,
-        compile=compile,
         shard=shard,
         log_every=log_every,
         save_every=save_every,

@@ -1,0 +1,124 @@
+"""What is compiled can be compiled: whole, a bounded number of times, and to the same numbers. The
+compiler is replaced by one that runs the traced operations as they are: what it would make of
+them is not the question here."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func, nop
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
+
+from nfig.core.config import TransformerConfig
+from nfig.core.presets import get_preset
+from nfig.data.images import ImageData
+from nfig.fast.packed import FastTransformer, pieces
+from nfig.tokenizer.frvae import build_tokenizer
+from nfig.train.tokenizer import TokenizerTask
+from nfig.transformer.model import NFIGTransformer, compile_blocks
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    pieces.cache_clear()
+    yield
+    torch._dynamo.reset()
+    pieces.cache_clear()
+
+
+def walk(fast, batch, stages):
+    "The first stages of some sequences, the first half with a class"
+    c, cond, cache = fast.config, fast.embed_class(torch.arange(batch) % 3), fast.new_cache(batch)
+    return [
+        fast.stage(i, cond, torch.randn(batch, s * s, c.latent_dim) if i else None, cache, 1.5)
+        for i, s in enumerate(c.scales[:stages])
+    ]
+
+
+def test_generation_compiles_twice_a_width():
+    "Five widths, two batch sizes: two graphs of each piece, for one token and for several"
+    counter = CompileCounter()
+    for heads in (2, 3, 4, 5, 6):
+        config = TransformerConfig(
+            (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 32, 8, depth=2, width=8 * heads, heads=heads
+        )
+        fast = FastTransformer(NFIGTransformer(config).eval(), None, counter)
+        before = counter.frame_count
+        for batch, stages in ((10, 10), (14, 3)) if heads == 2 else ((10, 2), (14, 3)):
+            walk(fast, batch, stages)
+        made = counter.frame_count - before  # less than four: the compiler has given up
+        assert made == 4, f'{made} graphs for {heads} heads'
+
+
+@pytest.mark.parametrize('recompute', [False, True])
+def test_training_compiles_blocks_once(recompute):
+    "Twelve blocks, each with its drop path: two graphs, and the gradients of the plain model"
+    config = TransformerConfig(
+        (1, 2, 4), 32, 8, depth=12, width=16, heads=2, drop_path=0.2, label_drop=0.0
+    )
+    torch.manual_seed(0)
+    model, plain = NFIGTransformer(config), NFIGTransformer(config)
+    plain.load_state_dict(model.state_dict())
+    counter = CompileCounter()
+    compile_blocks(model, counter)
+    labels, inputs, grads = torch.tensor([0, 1, 2, 3]), torch.randn(4, 20, 8), []
+    for m in (model, plain):
+        m.recompute = recompute
+        torch.manual_seed(1)
+        m.train()(labels, inputs).square().mean().backward()
+        grads.append([p.grad for p in m.parameters()])
+    assert counter.frame_count <= 2
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def counting():
+    "A backend that compiles nothing, and a list that grows with every backward pass through it"
+    runs = []
+
+    def backward(graph, inputs):
+        def run(*args):
+            runs.append(1)
+            return graph(*args)
+
+        return make_boxed_func(run)
+
+    return aot_autograd(fw_compiler=nop, bw_compiler=backward), runs
+
+
+@pytest.mark.parametrize('preset', ['tiny', 'garments'])
+def test_tokenizer_with_critic(preset, monkeypatch):
+    "A step that asks for the last layer's gradient by itself, and the same step without a compiler"
+    backend, backwards = counting()
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
+    e = get_preset(preset)
+    side = e.tokenizer.image_size
+    torch.manual_seed(0)
+    data = ImageData(torch.randint(256, (8, 3, side, side)).byte(), [0] * 8, ['a'], side)
+    grads = []
+    for on in (True, False):
+        cfg = replace(
+            e.train_tokenizer,
+            gan=0.5,
+            gan_start=0.0,
+            perceptual=0.0,
+            batch_size=4,
+            steps=100,
+            amp=False,
+            compile=on,
+        )
+        torch.manual_seed(0)
+        task = TokenizerTask(build_tokenizer(e.tokenizer), data, cfg, torch.device('cpu'))
+        task.model.train()
+        torch.manual_seed(1)
+        x = task.batch(1)
+        numbers = task.parts(1, x, True, 1.0)
+        assert numbers['gan_weight'] > 0
+        grads.append([p.grad for p in task.model.parameters()])
+        assert len(backwards) == 2  # encoder and decoder once: not again for the last layer
+        assert not [n for n in task.model.state_dict() if '_orig_mod' in n]
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)

@@ -1,0 +1,73 @@
+"""What is decided for a GPU, asked without one: full precision, waiting, and words where none is
+found."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nfig.bands.frequency import precise
+from nfig.core.presets import get_preset
+from nfig.core.device import pick_device
+from nfig.fast.packed import FastTransformer
+from nfig.train.loop import check_finite
+from nfig.transformer.model import NFIGTransformer
+
+libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+@pytest.fixture
+def tf32():
+    "Both libraries allowed to use TF32, as training may have it"
+    before = [o.allow_tf32 for o in libraries]
+    for o in libraries:
+        o.allow_tf32 = True
+    yield
+    for o, was in zip(libraries, before):
+        o.allow_tf32 = was
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_full_precision_has_no_tf32(tf32, fails):
+    "Codes are found in float32 on a GPU too; afterwards all is as before, also after an error"
+    on_gpu = SimpleNamespace(device=torch.device('cuda'))
+    try:
+        with precise(on_gpu):
+            assert [o.allow_tf32 for o in libraries] == [False, False]
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert [o.allow_tf32 for o in libraries] == [True, True]
+
+
+def test_full_precision_on_a_processor_touches_no_gpu_setting(tf32):
+    with precise(torch.ones(1)):
+        assert [o.allow_tf32 for o in libraries] == [True, True]
+
+
+@pytest.mark.parametrize('bad', [torch.tensor(float('nan')), float('inf')])
+def test_what_is_not_finite_is_named(bad):
+    with pytest.raises(FloatingPointError, match='step 3: b not finite'):
+        check_finite(dict(a=torch.tensor(1.0), b=bad, c=2.0), 3)
+    check_finite(dict(a=torch.tensor(1.0), c=2.0), 3)
+    check_finite({})
+
+
+def test_half_precision_keeps_the_sharpness_of_heads():
+    "exp of a log scale that was rounded to bfloat16 errs by up to 1.6 %"
+    t = NFIGTransformer(get_preset('tiny').transformer).eval()
+    with torch.no_grad():
+        for b in t.blocks:
+            b.attn.log_scale.uniform_(3.0, 4.6)
+    half = FastTransformer(t, torch.bfloat16)
+    for plain, fast in zip(t.blocks, half.inner.blocks):
+        torch.testing.assert_close(
+            fast.scale, plain.attn.log_scale.detach().exp(), rtol=1e-6, atol=0.0
+        )
+
+
+def test_asking_for_a_gpu_that_is_not_there():
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match='torch sees no GPU'):
+            pick_device('cuda:1')
