@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from nfig.core.config import did_you_mean, get_preset
+from nfig.core.config import did_you_mean
+from nfig.core.presets import get_preset
 from nfig.core.record import about, write_result
 from nfig.data.sources import load_data
 from nfig.evaluate.metrics import (

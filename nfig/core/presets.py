@@ -6,11 +6,12 @@
 __all__ = ['paper_scales', 'large', 'var_cnn', 'xqgan_vit', 'whole', 'one_scale', 'tiny_tok', 'small_tok', 'narrow_tok',
            'squares', 'patches_tok', 'garment_tok', 'emoji_tok', 'paper_tok', 'var_tok', 'xqgan_tok', 'tiny_tok_run',
            'small_tok_run', 'narrow_tok_run', 'garment_tok_run', 'emoji_tok_run', 'rate', 'critic', 'paper_tok_run',
-           'prefixes', 'xqgan_tok_run', 'var_tok_run', 'tiny_run', 'small_run', 'narrow_run', 'paper_run', 'var_run',
-           'var_runs', 'var_gates', 'small_sample', 'paper_sample', 'var_sample', 'narrow', 'small_rows', 'sizes',
-           'paper_rows', 'var_rows', 'pixels_512', 'd36', 'xqgan_rows', 'tiny_raster', 'small_raster', 'large_raster',
-           'by_token', 'raster_rows', 'presets', 'paper_tokenizer_origins', 'var_origins', 'Experiment', 'experiment',
-           'paper_row', 'get_preset', 'scales_for', 'resized']
+           'prefixes', 'xqgan_tok_run', 'var_tok_run', 'tiny_run', 'small_run', 'narrow_run', 'speedrun_tok_run',
+           'speedrun_run', 'paper_run', 'var_run', 'var_runs', 'var_gates', 'small_sample', 'paper_sample',
+           'var_sample', 'narrow', 'small_rows', 'sizes', 'paper_rows', 'var_rows', 'pixels_512', 'd36', 'xqgan_rows',
+           'tiny_raster', 'small_raster', 'large_raster', 'by_token', 'raster_rows', 'presets',
+           'paper_tokenizer_origins', 'var_origins', 'Experiment', 'experiment', 'paper_row', 'get_preset',
+           'scales_for', 'resized']
 
 # %% ../../nbs/0_core/08_presets.ipynb #2fb54d63
 from dataclasses import fields, replace
@@ -101,6 +102,8 @@ var_tok_run = replace(
 tiny_run = TransformerTraining(steps=60, batch_size=32, lr=2e-3, ema=0.9)
 small_run = TransformerTraining(steps=3_600, flip=False)
 narrow_run = TransformerTraining(steps=1_500, lr=2e-3, ema=0.995, flip=False)
+speedrun_tok_run = replace(narrow_tok_run, stage_dropout=0.5, stage_dropout_end=0.1)
+speedrun_run = replace(narrow_run, steps=3_000)
 rate = dict(lr=8e-5 * 3, final_lr=0.01, schedule='held', warmup_from=0.005, clip=2.0)
 paper_run = TransformerTraining(epochs=350, batch_size=768, ema=0.9999, flip=False, **rate)
 var_run = replace(paper_run, ema=0.0)
@@ -123,6 +126,7 @@ small_rows = [
     experiment('small', small_tok, small_tok_run, small_run, small_sample),
     experiment('patches', patches_tok, narrow_tok_run, narrow_run, SampleConfig(), **narrow),
     experiment('narrow', narrow_tok, narrow_tok_run, narrow_run, SampleConfig(), **narrow),
+    experiment('speedrun', narrow_tok, speedrun_tok_run, speedrun_run, SampleConfig(), **narrow),
     experiment('garments', garment_tok, garment_tok_run, small_run, small_sample),
     experiment('emoji', emoji_tok, emoji_tok_run, small_run, small_sample, classes=12),
 ]
