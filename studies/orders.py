@@ -12,14 +12,12 @@ from nfig.core.config import did_you_mean
 from nfig.core.presets import Experiment, get_preset, one_scale
 from nfig.core.io import replacing
 from nfig.core.record import machine
-from nfig.tokenizer.features import EffNetFeatures
+from nfig.tokenizer.features import EffNetFeatures, Moments, frechet_distance
 from nfig.data.images import ImageData
 from nfig.data.sources import load_data
 from nfig.train.tokenizer import train_tokenizer
 from nfig.train.transformer import train_nfig
 from nfig.evaluate.metrics import (
-    Moments,
-    frechet_distance,
     image_batches,
     log_distance,
     power_profile,

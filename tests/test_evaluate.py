@@ -18,7 +18,8 @@ from nfig.core.io import require
 from nfig.core.pixels import to_float
 from nfig.data.images import ImageData
 from nfig.evaluate import generator, metrics
-from nfig.evaluate.metrics import Moments, frechet_distance, inception_score, precision_recall
+from nfig.evaluate.metrics import inception_score, precision_recall
+from nfig.tokenizer.features import Moments, frechet_distance
 from nfig.evaluate.tokenizer import rfd_name
 from nfig.tokenizer.features import InceptionFeatures
 from studies import expected

@@ -20,7 +20,8 @@ from ..core.parts import added_up, in_parts
 from ..core.pixels import to_uint8
 from ..data.shards import cache
 from ..data.sources import load_data
-from .metrics import Moments, frechet_distance, image_batches, log_distance
+from .metrics import image_batches, log_distance
+from ..tokenizer.features import Moments, frechet_distance
 from .metrics import field_count, power_profile, precision_recall, rounding_power
 from .metrics import score_names
 from .samples import recipe

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['keep_weights', 'field_count', 'ssim', 'hann', 'windowed_fft', 'power_profile', 'log_distance', 'rounding_power',
-           'psd_distance', 'thirds_of_plane', 'band_energy', 'frequency_keep', 'Moments', 'frechet_distance',
-           'squared_distances', 'manifold_coverage', 'precision_recall', 'inception_score', 'score_names', 'usage_of',
-           'usage', 'image_batches', 'extract']
+           'psd_distance', 'thirds_of_plane', 'band_energy', 'frequency_keep', 'squared_distances', 'manifold_coverage',
+           'precision_recall', 'inception_score', 'score_names', 'usage_of', 'usage', 'image_batches', 'extract']
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #fbf714df
 import math
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..bands.frequency import centred_radius, radial_profile
 from ..core.pixels import to_float
+from ..tokenizer.features import Moments
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #5e2d917f
 def ssim(
@@ -140,74 +140,6 @@ def frequency_keep(
     keep = (1 - error / band_energy(x, window).clamp(min=1e-12)).clamp(min=0)
     score = (keep * keep.new_tensor(keep_weights)).sum(1, keepdim=True)
     return torch.cat([score, keep], 1)
-
-# %% ../../nbs/6_evaluate/61_metrics.ipynb #4f108fa8
-class Moments:
-    "Mean and covariance of features, added up batch by batch in float64"
-
-    def __init__(self, dim: int):  # features of an image
-        self.n = 0
-        self.s = torch.zeros(dim, dtype=torch.float64)
-        self.ss = torch.zeros(dim, dim, dtype=torch.float64)
-
-    @classmethod
-    def from_sums(
-        cls, sums: dict, name: str = ''
-    ):  # what `sums` gave, and the beginning of its names
-        "Moments from stored sums"
-        m = cls(0)
-        m.n, m.s, m.ss = int(sums[name + 'n']), sums[name + 's'], sums[name + 'ss']
-        return m
-
-    @classmethod
-    def given(cls, mean: Tensor, cov: Tensor):  # (D,), (D,D)
-        "Moments from a published mean and covariance; of how many images is not known, n is 2"
-        m = cls(0)
-        m.n, m.s, m.ss = 2, 2 * mean, cov + 2 * torch.outer(mean, mean)
-        return m
-
-    def sums(self, name: str = '') -> dict:  # name -> tensor
-        "What adds up, under names that begin with `name`"
-        count = torch.tensor(self.n, dtype=torch.float64)
-        return {name + 'n': count, name + 's': self.s, name + 'ss': self.ss}
-
-    def add(self, f: Tensor):  # (B,D) features of a batch
-        "Take a batch in"
-        f = f.detach().cpu().double()
-        self.n += len(f)
-        self.s += f.sum(0)
-        self.ss += f.T @ f
-        return self
-
-    def merge(self, other):  # another `Moments`
-        "Take in what another one saw"
-        self.n += other.n
-        self.s += other.s
-        self.ss += other.ss
-        return self
-
-    @property
-    def mean(self) -> Tensor:  # (D,)
-        return self.s / self.n
-
-    @property
-    def cov(self) -> Tensor:  # (D,D), unbiased
-        return (self.ss - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
-
-# %% ../../nbs/6_evaluate/61_metrics.ipynb #9052e951
-def frechet_distance(
-    a: Moments,  # of one set
-    b: Moments,  # of the other
-) -> float:  # squared, as FID is
-    "Fréchet distance of two normal distributions (Heusel et al. 2017); ValueError under two images"
-    if min(a.n, b.n) < 2:
-        raise ValueError(f"{a.n} and {b.n} images given: a covariance needs at least two in a set")
-    # tr (AB)^1/2 = tr (A^1/2 B A^1/2)^1/2, and the latter is symmetric: eigenvalues, no iteration
-    values, vectors = torch.linalg.eigh(a.cov)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.cov @ root).clamp(min=0).sqrt().sum()
-    apart = (a.mean - b.mean).square().sum()
-    return (apart + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #a8075746
 def squared_distances(

@@ -19,7 +19,8 @@ from ..core.pixels import psnr
 from ..core.record import about
 from ..data.images import ImageData
 from ..data.sources import load_data
-from .metrics import Moments, frechet_distance, frequency_keep, image_batches
+from .metrics import frequency_keep, image_batches
+from ..tokenizer.features import Moments, frechet_distance
 from .metrics import log_distance, power_profile, rounding_power, score_names
 from .metrics import ssim, usage_of
 from ..tokenizer.features import FeatureDistance, PerceptualLoss, build_extractor
