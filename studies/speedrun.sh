@@ -26,4 +26,4 @@ nfig_paper figure4 "$out/model" --out "$out/figure4"
 nfig_evaluate tokenizer "$out/tokenizer" --data $data --n 2000 --out "$out/tokenizer.json"
 nfig_evaluate generator "$out/model" --data $data --split test --n 2000 --out "$out/model.json"
 
-python -m studies.expected "$out" --minutes $((($(date +%s) - began) / 60))
+python -m studies.speedrun "$out" --minutes $((($(date +%s) - began) / 60))
