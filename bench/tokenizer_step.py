@@ -17,7 +17,7 @@ from nfig.core.presets import Experiment, get_preset
 from nfig.core.record import machine
 from nfig.tokenizer.quantizer import refresh_codebook
 from nfig.tokenizer.frvae import build_tokenizer
-from nfig.data.images import ImageData
+from nfig.data.sets import ImageData
 from nfig.train.tokenizer import TokenizerTask
 from nfig.fast.winograd import fast
 from bench.generate import Part, _cpu_attention, bench_experiment, interleave, matmul_parts, sync

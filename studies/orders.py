@@ -13,7 +13,7 @@ from nfig.core.presets import Experiment, get_preset, one_scale
 from nfig.core.io import replacing
 from nfig.core.record import machine
 from nfig.tokenizer.features import EffNetFeatures, Moments, frechet_distance
-from nfig.data.images import ImageData
+from nfig.data.sets import ImageData
 from nfig.data.sources import load_data
 from nfig.train.tokenizer import train_tokenizer
 from nfig.train.transformer import train_nfig

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 
 from nfig.core.config import TransformerConfig
 from nfig.core.presets import get_preset
-from nfig.data.images import ImageData
+from nfig.data.sets import ImageData
 from nfig.fast.packed import FastTransformer, pieces
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.train.tokenizer import TokenizerTask

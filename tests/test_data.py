@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 import nfig.data.sources as D
-from nfig.data.sources import batches, load_data, loader
-from nfig.data.images import from_files
+from nfig.data.sets import batches, loader
+from nfig.data.sources import load_data
+from nfig.data.sets import from_files
 
 
 def noise(path, seed=0, size=(40, 30)):

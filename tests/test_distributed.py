@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from nfig.core.presets import get_preset
-from nfig.data.sources import load_data
+from nfig.data.sources import from_arrays, load_data, square
 from nfig.transformer.pipeline import NFIGPipeline
 from nfig.tokenizer.frvae import FRVAE
 from nfig.train.transformer import train_nfig
@@ -50,12 +50,19 @@ short = dict(steps=8, batch_size=16, warmup=0.5, lr=1e-3, amp=False)
 fitted = get_preset(
     'tiny',
     tokenizer=dict(gains=True, division='energy'),
-    train_tokenizer=short | dict(accumulate=2, crop=0.8),
+    train_tokenizer=short | dict(accumulate=2, crop='xqgan'),
 )  # flips, crops, parts, gains, fitted bands
 critical = get_preset('tiny', train_tokenizer=short | dict(gan=0.5, gan_start=0.2, lecam=0.01))
 drawn = get_preset(
     'tiny', train=short | dict(accumulate=2), transformer=dict(label_drop=0.0, drop_path=0.0)
 )  # noise falls differently on shares
+
+
+def pictures():
+    "Four hundred of 40 pixels, as squares of 32: room for crops"
+    small = load_data('fashion-mnist-5k').subset(range(400))
+    return from_arrays(square(small.images, 40)[:, 0], small.labels, small.classes, 32)
+
 
 program = '''
 import os,signal,sys
@@ -63,7 +70,7 @@ sys.path.insert(0, sys.argv[1])
 from test_distributed import *
 from nfig.core.distributed import init_distributed,destroy_distributed,world
 from nfig.train.transformer import TransformerTask
-init_distributed('cpu'); data = load_data('fashion-mnist-5k').subset(range(400))
+init_distributed('cpu'); data = pictures()
 def refusal(e):
     try: train_tokenizer(e, data, 'refused', **every)
     except ValueError as e: return str(e)
@@ -98,7 +105,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def data():
-    return load_data('fashion-mnist-5k').subset(range(400))
+    return pictures()
 
 
 def log(folder):

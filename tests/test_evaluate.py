@@ -16,7 +16,7 @@ from scipy import linalg
 
 from nfig.core.io import require
 from nfig.core.pixels import to_float
-from nfig.data.images import ImageData
+from nfig.data.sets import ImageData
 from nfig.evaluate import generator, metrics
 from nfig.evaluate.metrics import inception_score, precision_recall
 from nfig.tokenizer.features import Moments, frechet_distance

@@ -16,16 +16,17 @@ from PIL import Image
 
 import nfig.core.distributed as dist
 import nfig.data.shards as S
-from nfig.data.sources import load_data, loader
-from nfig.data.images import from_files
+from nfig.data.sets import loader
+from nfig.data.sources import load_data
+from nfig.data.sets import from_files
 from nfig.data.shards import TarFiles, load_arrow, load_tar
-from nfig.data.streams import StreamData, hub_stream, tar_stream
+from nfig.data.shards import StreamData, hub_stream, tar_stream
 
 n, classes = 220, ['cat', 'dog', 'eel']
 
 
 def picture(i):
-    "A picture that says which one it is: the number in its upper half, noise below so that it does not compress"
+    "A picture that says which one it is: its number above, noise below that does not compress"
     a = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     a[:8] = i
     buf = io.BytesIO()
@@ -227,7 +228,7 @@ def test_a_part(make, kind):
 
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'arrow'])
 def test_a_worker_is_sent_little(make, kind):
-    "What is known of an image is a place and a name, whatever its size: a worker that is started anew gets that, and no picture"
+    "Of an image a place and a name are known: a worker that is started anew gets no picture"
     data = make(kind)
     assert len(pickle.dumps(data)) / n < 150
     assert pickle.loads(pickle.dumps(data)).__getitems__([9])[0].equal(data.__getitems__([9])[0])

@@ -1,4 +1,4 @@
-"Token caches: killed at any moment, made by several processes, spoilt; a cache is what an undisturbed process would have made, or it is refused"
+"Token caches: killed, made by several processes, spoilt; whole and undisturbed, or refused"
 
 import os
 import signal
@@ -10,7 +10,7 @@ import torch
 
 import nfig.data.tokens as T
 from nfig.core.presets import get_preset
-from nfig.data.sources import load_data
+from nfig.data.sources import from_arrays, load_data, square
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.core.io import weights_hash
 from nfig.data.tokens import CachePlan, TokenCache, cache_tokens, plan_for, shard_path, token_cache
@@ -24,12 +24,14 @@ def tok():
 
 @pytest.fixture(scope='module')
 def data():
-    return load_data('fashion-mnist-5k').subset(range(0, 5000, 50))
+    "Pictures of 40 pixels, squares of 32: room for crops"
+    small = load_data('fashion-mnist-5k').subset(range(0, 5000, 50))
+    return from_arrays(square(small.images, 40)[:, 0], small.labels, small.classes, 32)
 
 
 @pytest.fixture(scope='module')
 def plan(tok, data):
-    return plan_for(tok, data, views=2, amp=False, shard=16)
+    return plan_for(tok, data, views=2, crop='var', flips=True, amp=False, shard=16)
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +59,7 @@ def child(work):
 
 
 def dies(module, name, nth, when):
-    "Let the nth call of a function be the last thing that this process does: before it, or after it, or in the middle of writing"
+    "Let the nth call of a function end this process: before it, after it, or amid writing"
     old, calls = getattr(module, name), [0]
 
     def f(*args, **kwargs):
@@ -89,7 +91,7 @@ def dies(module, name, nth, when):
     ],
 )
 def test_killed_and_started_again(tok, data, plan, whole, tmp_path, module, name, nth, when):
-    "Nothing of a file is there before all of it is; a second start makes what is missing, and the same bytes come out"
+    "No file is there before all of it is; a second start makes what is missing, byte by byte"
 
     def work():
         dies(module, name, nth, when)
@@ -156,13 +158,21 @@ def test_what_does_not_match_is_refused(tok, data, plan, whole, tmp_path):
     ):
         TokenCache(tmp_path, other)
     with pytest.raises(ValueError, match='tokenizer: .* there, .* asked for'):
-        token_cache(tmp_path, other, data, views=2, amp=False, shard=16)
+        token_cache(tmp_path, other, data, views=2, crop='var', flips=True, amp=False, shard=16)
     with pytest.raises(ValueError, match='data: .* there, .* asked for'):
         cache_tokens(
             tmp_path,
             tok,
             data,
-            plan_for(tok, data.subset(range(99, -1, -1)), views=2, amp=False, shard=16),
+            plan_for(
+                tok,
+                data.subset(range(99, -1, -1)),
+                views=2,
+                crop='var',
+                flips=True,
+                amp=False,
+                shard=16,
+            ),
         )
     (tmp_path / 'manifest.json').unlink()
     with pytest.raises(FileNotFoundError, match='7 of its files'):
@@ -187,7 +197,7 @@ def test_files_that_were_exchanged_lost_or_changed(tok, whole, tmp_path):
 
 
 def test_images_that_cannot_be_read_are_in_the_manifest(tok, tmp_path):
-    from nfig.data.images import from_files
+    from nfig.data.sets import from_files
     from PIL import Image
 
     for i in range(12):
@@ -222,7 +232,7 @@ def test_reading_needs_no_memory(tok, tmp_path):
     def anonymous():
         return int(re.search(r'RssAnon:\s*(\d+)', Path('/proc/self/status').read_text())[1])
 
-    plan = CachePlan(weights_hash(tok), 'made', 4 * 8192, shard=8192, amp=False)
+    plan = CachePlan(weights_hash(tok), 'made', 4 * 8192, flips=True, shard=8192, amp=False)
     tokens = torch.randint(128, (2, 8192, 680), dtype=torch.int16)
     for i in range(4):
         T.write_shard(

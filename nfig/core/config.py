@@ -176,7 +176,7 @@ class TrainConfig:
     clip: Amount = 1.0  # largest norm of the gradient; 0 for none
     ema: Share = 0.999  # decay of the averaged weights; 0 for no average
     flip: bool = True  # mirror images at random
-    crop: Share = 1.0  # smallest side of a random crop, as a share of the image's; 1 for none
+    crop: Literal['center', 'var', 'xqgan'] = 'center'  # how squares are cut: `images.crop_ways`
     amp: bool = True  # half precision where the device has it: bfloat16, or float16 on an older GPU
     skip: Whole = 0  # steps in a row that may be left out where a number is not finite
     accumulate: Count = 1  # parts into which a process splits its batch to save memory
@@ -222,6 +222,7 @@ class TransformerTraining(TrainConfig):
 
     recompute: bool = False  # keep blocks' inputs only: less memory, a third more work
     label_smooth: Share = 0.0  # label smoothing
+    views: Whole = 1  # squares of each image in the token cache; 0: no cache, new ones each step
 
 # %% ../../nbs/0_core/01_config.ipynb #b48febae
 @checked_dataclass

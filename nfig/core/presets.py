@@ -7,7 +7,7 @@ __all__ = ['paper_scales', 'large', 'var_cnn', 'xqgan_vit', 'whole', 'one_scale'
            'squares', 'patches_tok', 'garment_tok', 'emoji_tok', 'paper_tok', 'var_tok', 'xqgan_tok', 'tiny_tok_run',
            'small_tok_run', 'narrow_tok_run', 'garment_tok_run', 'emoji_tok_run', 'rate', 'critic', 'paper_tok_run',
            'prefixes', 'xqgan_tok_run', 'var_tok_run', 'tiny_run', 'small_run', 'narrow_run', 'speedrun_tok_run',
-           'speedrun_run', 'paper_run', 'var_run', 'var_runs', 'var_gates', 'small_sample', 'paper_sample',
+           'speedrun_run', 'views', 'paper_run', 'var_run', 'var_runs', 'var_gates', 'small_sample', 'paper_sample',
            'var_sample', 'narrow', 'small_rows', 'sizes', 'paper_rows', 'var_rows', 'pixels_512', 'd36', 'xqgan_rows',
            'tiny_raster', 'small_raster', 'large_raster', 'by_token', 'raster_rows', 'presets',
            'paper_tokenizer_origins', 'var_origins', 'Experiment', 'experiment', 'paper_row', 'get_preset',
@@ -90,7 +90,7 @@ rate = dict(lr=2.4e-4, final_lr=5e-5 / 2.4e-4, warmup=1 / 200, weight_decay=0.0,
 critic = dict(discriminator='dino', critic_lr=8e-4, critic_final_lr=5e-5 / 8e-4)
 critic |= dict(critic_warmup=4 / (200 - 56), critic_decay=5e-4, gan=0.5, gan_start=56 / 200)
 paper_tok_run = TokenizerTraining(
-    epochs=200, batch_size=1024, ema=0.9999, perceptual=1.0, crop=0.8, **rate, **critic
+    epochs=200, batch_size=1024, ema=0.9999, perceptual=1.0, crop='xqgan', **rate, **critic
 )
 prefixes = dict(stage_dropout=0.1, stage_dropout_from=3, stage_balance=False, judge_prefixes=True)
 xqgan_tok_run = replace(paper_tok_run, semantic=0.1, **prefixes)
@@ -105,8 +105,9 @@ narrow_run = TransformerTraining(steps=1_500, lr=2e-3, ema=0.995, flip=False)
 speedrun_tok_run = replace(narrow_tok_run, stage_dropout=0.5, stage_dropout_end=0.1)
 speedrun_run = replace(narrow_run, steps=3_000)
 rate = dict(lr=8e-5 * 3, final_lr=0.01, schedule='held', warmup_from=0.005, clip=2.0)
-paper_run = TransformerTraining(epochs=350, batch_size=768, ema=0.9999, flip=False, **rate)
-var_run = replace(paper_run, ema=0.0)
+views = dict(flip=False, crop='var', views=8)  # an epoch of eight takes a square that it has seen
+paper_run = TransformerTraining(epochs=350, batch_size=768, ema=0.9999, **views, **rate)
+var_run = replace(paper_run, ema=0.0, views=0)
 var_runs = {
     16: replace(var_run, epochs=200, lr=1e-4 * 3, final_lr=0.1),
     20: replace(var_run, epochs=250, lr=1e-4 * 3, final_lr=0.1),
@@ -243,6 +244,8 @@ var_origins = {  # field of `train` in the presets var_d16 to var_d36_512 -> who
     'clip': f'{_args}: tclip',
     'ema': 'VAR has none',
     'flip': f'{_args}: hflip',
+    'crop': 'VAR, utils/data.py: the short side is 1.125 of the crop',
+    'views': 'VAR encodes a new crop at every step',
     'label_smooth': f'{_args}: ls',
     'amp': f'{_page}: --fp16=1, float16 where we take bfloat16',
 }

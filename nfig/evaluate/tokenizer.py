@@ -17,7 +17,7 @@ from ..core.io import assets
 from ..core.parts import added_up, in_parts
 from ..core.pixels import psnr
 from ..core.record import about
-from ..data.images import ImageData
+from ..data.sets import ImageData
 from ..data.sources import load_data
 from .metrics import frequency_keep, image_batches
 from ..tokenizer.features import Moments, frechet_distance

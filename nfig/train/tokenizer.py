@@ -32,8 +32,9 @@ from ..tokenizer.codebook import codebook_stats
 from ..tokenizer.quantizer import BandTarget, refresh_codebook
 from ..tokenizer.frvae import FRVAE, build_tokenizer
 from ..tokenizer.features import build_perceptual
-from ..data.images import ImageData, random_crop, random_flip
-from ..data.sources import loader
+from ..data.images import random_flip
+from ..data.sets import ImageData
+from ..data.sets import loader
 from .losses import LeCam, gan_losses, length_ratio
 from .discriminator import build_discriminator, diff_augment
 from .run import Run
@@ -204,7 +205,7 @@ class TokenizerTask:
         data: ImageData,  # training images
         cfg: TrainConfig,  # optimisation
         device: torch.device,  # where it runs
-        workers: int = 0,  # processes that decode images
+        workers: int = None,  # processes that decode images; None: one for each processor, less one
     ):
         self.device = device
         self.cfg = cfg
@@ -248,8 +249,10 @@ def batch(
 ) -> Tensor:  # (B,3,H,H) in [-1,1]
     "The images of step k, or this process's share of them, cropped and mirrored at random"
     if self.batches is None:
-        self.batches = iter(loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers))
-    x = random_crop(to_float(to_device(next(self.batches)[0], self.device)), self.cfg.crop)
+        self.batches = iter(
+            loader(self.data, self.cfg.batch_size, self.cfg.seed, k, self.workers, self.cfg.crop)
+        )
+    x = to_float(to_device(next(self.batches)[0], self.device))
     return (random_flip(x) if self.cfg.flip else x).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #83d563a4
@@ -491,7 +494,7 @@ def train_tokenizer(
     folder,  # run folder; an unfinished run in it is continued
     device: str = None,  # 'cpu', 'cuda' or None to choose
     stop_after: int = None,  # stop early after so many steps in all
-    workers: int = 0,  # processes that decode images
+    workers: int = None,  # processes that decode images; None: one for each processor, less one
     data_name: str = '',  # noted in the run's config
     tensorboard: bool = False,  # log for TensorBoard as well
     **every,  # log_every, save_every, preview_every, progress of `fit`

@@ -36,9 +36,15 @@ from ..core.record import machine
 from ..tokenizer.frvae import FRVAE
 from ..transformer.model import NFIGTransformer, compile_blocks
 from ..transformer.pipeline import NFIGPipeline, training_inputs
-from ..data.images import ImageData
-from ..data.sources import batches
-from ..data.tokens import TokenCache, encode_all, token_cache
+from ..data.sets import ImageData
+from nfig.data.tokens import (
+    FreshTokens,
+    TokenCache,
+    cached_batches,
+    check_views,
+    encode_all,
+    token_cache,
+)
 from .run import Run
 from .loop import EMA, adamw, check_finite, fit, lr_at, own_seed
 
@@ -64,7 +70,7 @@ class TransformerTask:
     def __init__(
         self,
         pipe: NFIGPipeline,  # trained tokenizer, new transformer, class names
-        tokens,  # (views,N,L) int16 of the training images: a tensor or a `TokenCache`
+        tokens,  # of the training images: (views,N,L) int16, a `TokenCache`, or `FreshTokens`
         labels: Tensor,  # (N,) int64
         cfg: TrainConfig,  # optimisation
         val: tuple = None,  # (tokens (1,M,L), labels (M,)) of held-out images
@@ -156,24 +162,32 @@ def parts(
 
 
 @patch
+def rows(
+    self: TransformerTask,
+    k: int,  # step to begin with
+):  # endless iterator of (tokens (B,L), labels (B,))
+    "This process's part of each batch: from a cache, or encoded anew"
+    size = self.cfg.batch_size
+    if isinstance(self.tokens, FreshTokens):
+        return self.tokens.batches(size, self.cfg.seed, k)
+    return cached_batches(self.tokens, self.labels, size, self.cfg.seed, k)
+
+
+@patch
 def step(
     self: TransformerTask,
     k: int,  # step, from 0
 ) -> dict:  # numbers for the log
     "One optimiser step"
     if self.order is None:
-        self.order = batches(len(self.labels), self.cfg.batch_size, self.cfg.seed, k)
+        self.order = self.rows(k)
     self.model.train()
-    rows = next(self.order)
-    view = torch.randint(len(self.tokens), (len(rows),))
-    rows, view = shard(rows), shard(view)
-    own_seed(self.cfg.seed, k)  # this process's part of the batch
+    tokens, labels = next(self.order)
+    own_seed(self.cfg.seed, k)
     self.opt.zero_grad()
-    tokens = self.tokens[view, rows]
-    self.q.check_tokens(
-        list(tokens.split(self.split, 1))
-    )  # here, where looking at values costs nothing
-    m = self.parts(tokens, self.labels[rows], k)
+    if not isinstance(self.tokens, FreshTokens):  # here, where looking at values costs nothing
+        self.q.check_tokens(list(tokens.split(self.split, 1)))
+    m = self.parts(tokens, labels, k)
     lr = lr_at(k, self.total, self.cfg)
     for g in self.opt.param_groups:
         g['lr'] = lr
@@ -263,6 +277,7 @@ def train_nfig(
     stop_after: int = None,  # stop early after so many steps in all
     data_name: str = '',  # noted in the run's config
     shard: bool = False,  # of several processes, each keeps a part of the weights, not a copy of all
+    workers: int = None,  # processes that decode images; None: one for each processor, less one
     **every,  # log_every, save_every, preview_every, progress of `fit`
 ) -> NFIGPipeline:  # tokenizer and averaged transformer
     "Train or resume a transformer on a trained tokenizer"
@@ -290,12 +305,15 @@ def train_nfig(
         ),
     )
     tokenizer = tokenizer.to(dev).eval()
-    args = dict(amp=cfg.amp, progress=every.get('progress', True))
-    tokens = (
-        TokenCache(data.folder, tokenizer)
-        if isinstance(data, TokenCache)
-        else token_cache(run.folder / 'tokens', tokenizer, data, flips=cfg.flip, **args)
-    )
+    args = dict(amp=cfg.amp, progress=every.get('progress', True), workers=workers)
+    if isinstance(data, TokenCache):
+        tokens = TokenCache(data.folder, tokenizer)
+        check_views(tokens.plan, cfg.views, cfg.crop, cfg.flip)
+    elif cfg.views == 0:
+        tokens = FreshTokens(tokenizer, data, cfg.crop, cfg.flip, cfg.amp, workers)
+    else:
+        how = dict(views=cfg.views, crop=cfg.crop, flips=cfg.flip)
+        tokens = token_cache(run.folder / 'tokens', tokenizer, data, **how, **args)
     if val is not None:
         val = val.subset(list(range(0, len(val), max(1, len(val) // 1000)))[:1000])
         val = encode_all(tokenizer, val, flips=False, **args), val.labels

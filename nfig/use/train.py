@@ -105,7 +105,7 @@ def train_tokenizer(
     tensorboard: store_true = False,  # log for TensorBoard as well
     seed: int = None,  # of initialisation and data order
     device: str = None,  # cpu or cuda; chosen if not given
-    workers: int = 2,  # processes that decode images, for folders too large for memory
+    workers: int = None,  # processes that decode images; by the processors if not given
     log_every: int = 20,  # steps between lines of the log
     save_every: int = 500,  # steps between checkpoints
     preview_every: int = 500,  # steps between pictures
@@ -113,7 +113,7 @@ def train_tokenizer(
     images: int = None,  # of an epoch, for a stream that does not say
 ):
     "Train an FR-VAE on images; leaves OUT/tokenizer, metrics.jsonl, checkpoints and pictures"
-    from nfig.data.streams import open_data
+    from nfig.data.sources import open_data
     from nfig.core.distributed import main_process_first, init_distributed, destroy_distributed
     from nfig.train.tokenizer import train_tokenizer as train
 
@@ -220,6 +220,10 @@ def train_nfig(
     compile: bool = None,  # compile the blocks: a minute, then faster; on a GPU if not given
     shard: store_true = False,  # of several processes, each keeps a part of the weights, not a copy of all
     stop_after: int = None,  # stop early after so many steps in all; the run can be continued
+    views: int = None,  # squares of each image in the cache; 0: no cache, new ones each step
+    crop: str = None,  # how they are cut: center, var or xqgan
+    flip: int = None,  # 1: mirror images at random, 0: not; the preset's if not given
+    workers: int = None,  # processes that decode images; by the processors if not given
     tokens: str = None,  # folder that nfig_cache_tokens made: nothing is encoded, and the training images need not be there
 ):
     "Train the transformer on a tokenizer's tokens; leaves OUT/pipeline, metrics.jsonl, checkpoints and pictures"
@@ -249,6 +253,9 @@ def train_nfig(
             recompute=recompute or None,
             compile=compile,
             seed=seed,
+            views=views,
+            crop=crop,
+            flip=None if flip is None else bool(flip),
         ),
     )
     tok = FRVAE.from_pretrained(find_in(tokenizer, 'tokenizer'))
@@ -271,6 +278,7 @@ def train_nfig(
         device=device,
         data_name=data,
         shard=shard,
+        workers=workers,
         log_every=log_every,
         save_every=save_every,
         preview_every=preview_every,
@@ -301,13 +309,15 @@ def cache_tokens(
     data: str = None,  # folder of class folders or shards, or a name; what the tokenizer was trained on if not given
     out: str = 'runs/tokens',  # folder of the cache; what is in it already is kept
     split: str = 'train',  # train, val or test
-    views: int = 1,  # of each image: itself, and views-1 random crops of 0.8 to 1 of its side
-    no_flips: store_true = False,  # leave out the mirror image of every view
-    seed: int = 0,  # of the crops
+    preset: str = 'small',  # whose transformer shall be trained: its views, crop and flip
+    views: int = None,  # squares of each image, in place of the preset's
+    crop: str = None,  # how they are cut: center, var or xqgan
+    flip: int = None,  # 1: each view also mirrored, 0: not; the preset's if not given
+    seed: int = 0,  # of the views
     shard: str = '',  # i/n: make part i, from 0, of n; processes of one torchrun share the work without it
     shard_size: int = 4096,  # images a file: what is lost if the job is killed
     batch_size: int = 256,  # images at once
-    workers: int = 2,  # processes that decode images
+    workers: int = None,  # processes that decode images; by the processors if not given
     device: str = None,  # cpu or cuda; chosen if not given
 ):
     "Encode a data set once; leaves manifest.json and tokens-*.safetensors in OUT, for nfig_train --tokens OUT"
@@ -325,7 +335,15 @@ def cache_tokens(
         images = load_data(
             data, tok.config.image_size, split
         )  # the first may have to make an index
-    plan = plan_for(tok, images, views=views, flips=not no_flips, seed=seed, shard=shard_size)
+    flip = None if flip is None else bool(flip)
+    cfg = overrule(get_preset(preset).train, views=views, crop=crop, flip=flip)
+    if cfg.views == 0:
+        raise ValueError(
+            f"{preset} encodes new squares at every step and keeps none: "
+            "train without a cache, or give --views"
+        )
+    how = dict(views=cfg.views, crop=cfg.crop, flips=cfg.flip)
+    plan = plan_for(tok, images, **how, seed=seed, shard=shard_size)
     about = dict(
         source=data,
         split=split,

@@ -22,7 +22,8 @@ from ..bands.show import palette, stretch
 from ..core.pixels import psnr
 from ..tokenizer.frvae import FRVAE
 from ..transformer.pipeline import NFIGPipeline
-from ..data.images import decode, reason
+from ..data.images import decode
+from ..data.sets import reason
 from .explorers import BandExplorer, Mixer, StageExplorer, TokenizerExplorer
 
 # %% ../../nbs/8_use/82_widgets.ipynb #8f565528

@@ -23,7 +23,7 @@ from nfig.bands.frequency import (
     radial_profile,
 )
 from nfig.transformer.pipeline import NFIGPipeline, generate_stages
-from nfig.data.images import ImageData
+from nfig.data.sets import ImageData
 from nfig.evaluate.metrics import (
     Moments,
     frequency_keep,
