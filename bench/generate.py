@@ -142,7 +142,7 @@ def interleave(
         if p.like is None:
             p.flops = count_flops(p.fn)
             continue
-        if p.like.batch == p.batch:
+        if p.like.batch == p.batch or p.like.fn is None:
             p.fn()  # else a smaller one of its kind has touched and chosen
         p.like.flops = p.like.flops or count_flops(p.like.fn)
         p.flops = p.like.flops * p.batch // p.like.batch
@@ -303,7 +303,7 @@ def both_ways(
 ) -> list:  # of `Part`
     "The reference's parts in float32, and those of fast pipelines in both precisions, for each batch"
     ref = reference(pipes['fp32'])
-    fast = {d: faster(p) for d, p in pipes.items()}
+    fast = {d: faster(pipes['fp32'], dtypes[d], anyway=True) for d in pipes}
     done = []
     for b in batches:
         done += image_parts(ref, 'fp32', b, 'reference ', done[:2] or (None, None))
@@ -486,7 +486,7 @@ def faster_for(
     pipe: NFIGPipeline, dtype: torch.dtype, device: str = 'cpu'
 ) -> NFIGPipeline:  # `pipe` is used up
     "A fast pipeline, whose original may go"
-    return faster(pipe.to(device, dtype), dtype)
+    return faster(pipe.to(device), dtype, anyway=True)
 
 
 def faster_alone(

@@ -253,7 +253,3 @@ def bench_gpu(
     if left_out:
         print(f'no time for {", ".join(left_out)}')
         path.write_text(json.dumps(dict(**about, rows=done, left_out=left_out), indent=1) + '\n')
-
-
-if __name__ == '__main__':
-    bench_gpu()

@@ -12,7 +12,9 @@ from nfig.core.record import machine
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline
+from bench.gpu import work
 from bench.generate import (
+    Part,
     bench_experiment,
     dtypes,
     faster_for,
@@ -72,35 +74,56 @@ def sized(
     return faster_for(NFIGPipeline(build_tokenizer(tok), t, sample=e.sample), dtype, device)
 
 
+def measured(
+    depth: int,
+    side: int,
+    batches: list,  # one cell for each batch
+    preset: str,
+    dtype: str,
+    device: str,
+    repeats: int,  # as for `growth`
+) -> list:  # rows
+    "The cells of one model"
+    pipe = sized(preset, depth, side, dtypes[dtype], device)
+    sizes = dict(tokenizer=pipe.tokenizer.config, transformer=pipe.transformer.config)
+    flops = work(replace(bench_experiment(preset), **sizes))
+    like = [Part('', dtype, None, 1, flops=flops[k]) for k in ('generate', 'decode')]
+    parts = matmul_parts(dtype, device, 8192 if device.startswith('cuda') else 2048)
+    for b in batches:
+        parts += image_parts(pipe, dtype, b, '', like)
+    interleave(parts, repeats, device)
+    peak = peaks(parts)
+    more = dict(depth=depth, side=side, tokens=pipe.tokenizer.config.tokens)
+    return [row(p, peak) | more for p in parts if not p.name.startswith('matmul')]
+
+
 def measure(
     cells: list,  # of (depth, batch, side)
     preset: str,
     dtype: str,
     device: str,
     repeats: int,  # as for `growth`
+    keep=lambda rows: None,  # called with all rows so far, whenever there are more
 ) -> list:  # rows as in `bench.row`, with depth, side and tokens
-    "Time every cell; a model is built once for all batches of a size"
+    "Time every cell; a model is built once for all batches of a size. What fails costs its own rows"
     rows = []
-    side = 8192 if device.startswith('cuda') else 2048
     for d, s in dict.fromkeys((d, s) for d, _, s in cells):
-        pipe = sized(preset, d, s, dtypes[dtype], device)
-        like = (None, None)
-        parts = matmul_parts(dtype, device, side)
-        for b in sorted({b for D, b, S in cells if (D, S) == (d, s)}):
-            new = image_parts(pipe, dtype, b, '', like)
-            parts += new
-            like = like if like[0] else tuple(new)
-        interleave(parts, repeats, device)
-        peak = peaks(parts)
-        rows += [
-            row(p, peak) | dict(depth=d, side=s, tokens=pipe.tokenizer.config.tokens)
-            for p in parts
-            if not p.name.startswith('matmul')
-        ]
-        print(
-            '\n'.join(shown(rows[-2 * len({b for D, b, S in cells if (D, S) == (d, s)}) :])),
-            flush=True,
-        )
+        try:
+            new = measured(
+                d,
+                s,
+                sorted({b for D, b, S in cells if (D, S) == (d, s)}),
+                preset,
+                dtype,
+                device,
+                repeats,
+            )
+        except Exception as e:  # as out of memory
+            print(f'depth {d}, side {s}: {type(e).__name__}: {e}', flush=True)
+            continue
+        print('\n'.join(shown(new)), flush=True)
+        rows += new
+        keep(rows)
     return rows
 
 
@@ -151,13 +174,11 @@ def growth(
     print(
         f"{about['gpu'] or about['cpu']}, {about['threads']} threads, {dtype}, load {about['load']}\n{head}"
     )
-    rows = measure(
-        (grid if full else star)(*map(numbers, (depths, batches, sides))),
-        preset,
-        dtype,
-        device,
-        repeats,
-    )
     path = Path(out) / f"growth_{device.split(':')[0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(**about, rows=rows), indent=1) + '\n')
+
+    def keep(rows):
+        path.write_text(json.dumps(dict(**about, rows=rows), indent=1) + '\n')
+
+    cells = (grid if full else star)(*map(numbers, (depths, batches, sides)))
+    measure(cells, preset, dtype, device, repeats, keep)

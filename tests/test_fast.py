@@ -1,5 +1,6 @@
 """Winograd's way gives the numbers of the plain way: against VAR's own code, in every mode that inference runs in."""
 
+import time
 from copy import deepcopy
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import nfig.fast.winograd as winograd
 from nfig.core.presets import get_preset
 from nfig.tokenizer.frvae import build_tokenizer
+from nfig.transformer.pipeline import NFIGPipeline
 from nfig.fast.winograd import FastResBlock, fast
 from test_var_parity import close, golden, grids, part, same_tokens, scales, vqvae
 
@@ -88,3 +90,59 @@ def test_other_precisions_take_the_plain_way(wide):
     )
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.isfinite(fast(wide).latent(x).float()).all()
+
+
+def test_plain_products_where_packed_ones_are_slower(monkeypatch):
+    "A machine on which the packed operator loses the race gets plain layers, and the same numbers"
+    import nfig.fast.packed as packed
+
+    quick = packed.packed_linear
+
+    def slow(*args):
+        time.sleep(0.2)
+        return quick(*args)
+
+    w, b, x = torch.randn(1024, 512), torch.randn(1024), torch.randn(3, 512)
+    if not packed.can_pack(w):
+        pytest.skip('no packed operators here')
+    packed.packing_pays.cache_clear()
+    monkeypatch.setattr(packed, 'packed_linear', slow)
+    layer = packed.PackedLinear(w, b)
+    packed.packing_pays.cache_clear()
+    assert layer.way is packed.plain_linear
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, w, b))
+
+
+def test_never_a_precision_that_is_imitated(monkeypatch):
+    "A processor without bfloat16: float32 with a word, bfloat16 only for who insists"
+    import nfig.fast.faster as faster
+
+    pipe = NFIGPipeline.from_pretrained('fashion-mnist')
+    monkeypatch.setattr(faster, 'native_bf16', lambda device: False)
+    with pytest.warns(UserWarning, match='no instructions for bfloat16'):
+        quick = faster.faster(pipe, torch.bfloat16)
+    assert quick.choices['dtype'] == 'float32' and 'float32' in repr(quick)
+    insisted = faster.faster(pipe, torch.bfloat16, anyway=True)
+    assert insisted.choices['dtype'] == 'bfloat16'
+    with pytest.warns(UserWarning, match='threads'):
+        monkeypatch.setattr(torch, 'get_num_threads', lambda: 999)
+        faster.check_threads()
+
+
+def test_a_last_smaller_batch_is_filled():
+    "The transformer sees one batch size only, and the images are those of full batches"
+    pipe = NFIGPipeline.from_pretrained('fashion-mnist')
+    labels, sizes = [1, 2, 3, 4, 5], []
+    want = pipe(labels, batch_size=2, top_k=1)
+    new_cache = pipe.transformer.new_cache
+    pipe.transformer.new_cache = lambda batch: sizes.append(batch) or new_cache(batch)
+    for pads, seen in ((False, [4, 4, 2]), (True, [4, 4, 4])):
+        pipe.pads = pads
+        sizes.clear()
+        got = pipe(labels, batch_size=2, top_k=1)
+        assert sizes == seen
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0.0)
+    sizes.clear()
+    assert pipe([1], batch_size=64).shape[0] == 1 and sizes == [
+        2
+    ]  # a call of its own is not filled

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from ..core.config import SampleConfig, TransformerConfig, did_you_mean, from_dict, save_config
 from ..core.io import assets, load_weights, read_config, read_weights, write_folder
-from ..tokenizer.quantizer import ResidualQuantizer
+from ..tokenizer.quantizer import ResidualQuantizer, Stage
 from ..tokenizer.frvae import FRVAE
 from .model import KVCache, NFIGTransformer
 from .sampling import check_sample, choose, guidance_weights, guide, uniforms
@@ -160,6 +160,8 @@ def generate(
 class NFIGPipeline(Shared):
     "Tokenizer, transformer and class names: from a class to images"
 
+    pads = False  # fill a last, smaller batch? Where stages are recorded for one size, it pays
+
     def __init__(
         self,
         tokenizer: FRVAE,  # trained
@@ -213,13 +215,16 @@ def batches(
     s = self.settings(**sample)
     check_sample(s)
     for part in torch.arange(len(ids)).split(batch_size):
-        yield generate_stages(
+        missing = batch_size - len(part) if self.pads and len(ids) > batch_size else 0
+        rows = torch.cat([part, part[-1:].repeat(missing)])
+        stages = generate_stages(
             self.transformer,
             self.tokenizer.quantizer,
-            ids[part].to(self.device),
+            ids[rows].to(self.device),
             s,
-            (seed + part).tolist(),
+            (seed + rows).tolist(),
         )
+        yield (Stage(st.i, st.tokens[: len(part)], st.f_hat[: len(part)]) for st in stages)
 
 
 @patch
