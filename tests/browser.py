@@ -1,8 +1,11 @@
-"""A real browser on a real server, for the tests of widgets and site.
+"""A real browser on a real server, for the tests of instruments and site.
 
-`python tests/browser.py` moves the sliders of nbs/explore.ipynb and writes to results/widgets_cpu.json how long a move takes."""
+`python tests/browser.py` plays the instruments and writes to results/browser_chromium.json how
+long loading, an image and a move take, and how many bytes and how much memory."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -65,18 +68,25 @@ def server(folder, *args):  # a module and its arguments; {port} is filled in
             p.wait()
 
 
-@contextlib.contextmanager
-def browser():
-    "A headless Chromium's windows"
+@functools.lru_cache
+def chromium():
+    "One headless Chromium for all tests of a process; it ends with it"
     from playwright.sync_api import sync_playwright
 
     path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))))
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=path, args=flags)
-        try:
-            yield b.new_context(viewport=dict(width=1300, height=1400))
-        finally:
-            b.close()
+    p = sync_playwright().start()
+    atexit.register(p.stop)
+    return p.chromium.launch(executable_path=path, args=flags)
+
+
+@contextlib.contextmanager
+def browser():
+    "Windows of their own: nothing is shared with those of another test"
+    windows = chromium().new_context(viewport=dict(width=1300, height=1400))
+    try:
+        yield windows
+    finally:
+        windows.close()
 
 
 def open_page(windows, url):  # a page that waits as long as a loaded machine may need
@@ -102,7 +112,7 @@ def voila(folder):  # yields (page, log): the app, ready
         browser() as b,
     ):
         page = open_page(b, url)
-        page.wait_for_function("document.querySelectorAll('.widget-image').length>=13")
+        page.wait_for_function(ready, arg=4)
         yield page, log
 
 
@@ -127,78 +137,139 @@ def lab(folder):  # yields (page, log): the notebook in JupyterLab, all cells ru
             page.get_by_role('menuitem', name='Run', exact=True).click()
             page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
             with contextlib.suppress(Exception):
-                page.wait_for_selector('.widget-image', timeout=30_000)
+                page.wait_for_function(ready, arg=4, timeout=60_000)
                 break
         yield page, log
 
 
-watch = """(view, left) => { window.t0 = null; window.took = null
-  view.addEventListener('keydown', () => {window.t0 = window.t0 ?? performance.now()}, {capture:true, once:true})
-  for (const im of view.querySelectorAll('img.widget-image')) im.addEventListener('load', () => {if (--left==0) window.took = performance.now()-window.t0}, {once:true}) }"""
+# so many instruments are there, and each has drawn something
+ready = """wanted => {
+  const cards = [...document.querySelectorAll('.nfig-card')]
+  const drawn = card => [...card.querySelectorAll('canvas')].some(c => c.width !== 300)
+  return cards.length >= wanted && cards.every(drawn)
+}"""
 
 
-def views(page):  # the explorers on a page: the innermost box that holds sliders and pictures
-    return page.locator('.widget-vbox:has(> .widget-hbox .widget-image)')
+def instrument(page, kind):  # the card of an instrument
+    return page.get_by_role('region', name=kind.capitalize(), exact=True)
 
 
-def move(page, view, handle=-1, key='ArrowRight', pictures=3) -> float:  # seconds
-    "Press a key on a slider of a view, wait until that many of its pictures are new; returns the time between"
-    view.evaluate(watch, pictures)
-    view.locator('.noUi-handle').nth(handle).focus()
-    page.keyboard.press(key)
-    page.wait_for_function('window.took!==null')
-    return page.evaluate('window.took') / 1000
+def said(card):  # the line in which an instrument says what happened
+    return card.locator('.nfig-status')
 
 
-def sources(view):
-    return view.locator('img.widget-image').evaluate_all('l => l.map(o => o.src)')
+def drawn(card):  # all its canvases, as data
+    return card.locator('canvas').evaluate_all('l => l.map(c => c.toDataURL())')
 
 
 def traceback_in(text):
     return re.findall(r'Traceback|\w*Error\b.*', text)
 
 
+def write_site(folder):  # a page with all instruments, each waiting for a click
+    from nfig.use.widgets import BrowserFiles, Instrument, kinds
+
+    BrowserFiles().write(Path(folder) / 'instruments')
+    figures = '\n'.join(Instrument(kind).html() for kind in kinds)
+    page = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    style = '<link rel="icon" href="data:,"><style>body, figure { margin: 8px }</style>'
+    (Path(folder) / 'index.html').write_text(page + style + figures, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def site(folder):  # yields (url, windows): a static server for what `write_site` wrote
+    files = 'http.server', '{port}', '--bind', '127.0.0.1', '--directory', str(folder)
+    with tempfile.TemporaryDirectory() as d, server(d, *files) as (url, _), browser() as windows:
+        windows.set_default_timeout(60_000)
+        yield url, windows
+
+
+def play(page, kind):  # press the button in the place of an instrument, and wait for a picture
+    page.locator(f'[data-kind={kind}] > button').click()
+    card = instrument(page, kind)
+    card.locator('canvas').first.wait_for()
+    done = "card => /in this page/.test(card.querySelector('.nfig-status').textContent)"
+    shown = "card => card.querySelector('canvas').width !== 300"
+    wait = done if kind in ('grow', 'tokenize') else shown
+    page.wait_for_function(wait, arg=card.element_handle())
+    return card
+
+
+move_once = """(slider, step) => new Promise(done => {
+  slider.value = Number(slider.value) + step
+  const start = performance.now()
+  slider.dispatchEvent(new Event('input'))
+  const computed = performance.now() - start
+  requestAnimationFrame(() => requestAnimationFrame(() => done([computed, performance.now() - start])))
+})"""
+
+
+def renderers():  # (bytes in memory, seconds on the processor) of each process that draws a page
+    for p in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            if '--type=renderer' in (p / 'cmdline').read_text():
+                pages = int((p / 'statm').read_text().split()[1])
+                times = (p / 'stat').read_text().rpartition(')')[2].split()
+                ticks = int(times[11]) + int(times[12])
+                yield pages * os.sysconf('SC_PAGE_SIZE'), ticks / os.sysconf('SC_CLK_TCK')
+
+
 def summary(seconds):
     return dict(
-        moves=len(seconds),
+        times=len(seconds),
         median=round(statistics.median(seconds), 4),
         longest=round(max(seconds), 4),
     )
 
 
-def kernel_moves(n=40):
-    "Seconds of a move of the band explorer, without a browser"
-    from nfig.use.explorers import photos
-    from nfig.use.widgets import BandView
-
-    view, took = BandView(photos(256)), []
-    for i in range(n):
-        start = time.perf_counter()
-        view.controls['window'].value = (1 + i % 4, 5 + i % 5)
-        took.append(time.perf_counter() - start)
-    return took
+def measure(page):  # what results/browser_chromium.json holds
+    bands = play(page, 'bands')
+    slider = bands.locator('input[type=range]').nth(1)
+    moves = [slider.evaluate(move_once, step) for step in [1, -1] * 10]
+    start = time.perf_counter()
+    grow = play(page, 'grow')
+    loaded = time.perf_counter() - start
+    seed = grow.locator('input[type=range]').first
+    images, used = [], max(cpu for _, cpu in renderers())
+    for _ in range(10):
+        before = said(grow).inner_text()
+        seed.focus()
+        page.keyboard.press('ArrowRight')
+        page.wait_for_function(
+            "([card, before]) => { const t = card.querySelector('.nfig-status').textContent;"
+            "return t !== before && /in this page/.test(t) }",
+            arg=[grow.element_handle(), before],
+        )
+        images.append(float(re.search(r'([.\d]+) s', said(grow).inner_text())[1]))
+    sizes = "performance.getEntriesByType('resource').reduce((n, r) => n + r.decodedBodySize, 0)"
+    used = (max(cpu for _, cpu in renderers()) - used) / len(images)
+    stages = grow.locator('.nfig-stage').count()
+    return dict(
+        load=dict(seconds=round(loaded, 3), bytes=page.evaluate(sizes), until='the first image'),
+        image=summary(images) | dict(stages=stages, processor=round(used, 3)),
+        move=summary([m[0] / 1000 for m in moves]) | dict(picture='256x256, 9 bands'),
+        frame=summary([m[1] / 1000 for m in moves]),
+        memory=max(memory for memory, _ in renderers()),
+    )
 
 
 def main():
-    import torch
     from nfig.core.record import machine
 
-    torch.set_num_threads(1)
-    took = dict(kernel=summary(kernel_moves()), browser={})
-    for name, app in dict(Voila=voila, JupyterLab=lab).items():
-        with tempfile.TemporaryDirectory() as d, app(d) as (page, _):
-            view = views(page).first
-            move(page, view)
-            took['browser'][name] = summary(
-                [move(page, view, key=k) for k in ['ArrowLeft', 'ArrowRight'] * 10]
-            )
+    with tempfile.TemporaryDirectory() as d:
+        write_site(d)
+        with site(d) as (url, windows):
+            page = open_page(windows, url)
+            took = measure(page)
+            version = f'Chromium {windows.browser.version}'
     info = dict(
         command='python tests/browser.py',
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        image='256x256, 9 bands',
+        browser=f'{version}, headless, one thread',
         machine=machine(),
     )
-    (root / 'results' / 'widgets_cpu.json').write_text(json.dumps(info | took, indent=1) + '\n')
+    path = root / 'results' / 'browser_chromium.json'
+    path.write_text(json.dumps(info | took, indent=1) + '\n')
     print(json.dumps(took))
 
 

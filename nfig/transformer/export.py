@@ -184,7 +184,8 @@ class ArrayQuantizer(ResidualQuantizer):
         config: TokenizerConfig,  # scales and sizes
         phi_of: list,  # which convolution each stage uses; None for none
     ):
-        super().__init__(Codebook(config.codebook_size, config.latent_dim), config.scales, phi=0)
+        codes = Codebook(config.codebook_size, config.latent_dim, metric=config.metric)
+        super().__init__(codes, config.scales, phi=0)
         self.arrays, self.phi_of, self.gain = arrays, phi_of, None
         self.codebook.weight.data.copy_(arrays['codebook'])
 
