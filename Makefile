@@ -32,8 +32,8 @@ test: $(STAMP) ## every notebook and everything in tests/
 bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine, and how they grow
 	@$(BIN)/python -m bench.generate && $(BIN)/python -m bench.scaling
 
-docs: $(STAMP) ## the site, in _docs/ (formulas are set by KaTeX, which the page loads from the network)
-	@$(BIN)/python .ci/docs.py && echo "open _docs/index.html"
+docs: $(STAMP) ## the site, in _docs/, complete: any web server can serve it, without a network
+	@$(BIN)/python .ci/docs.py && echo "python -m http.server -d _docs, then open http://localhost:8000"
 
 readme: $(STAMP) ## the sidebar from the notebooks' numbers, README.md from nbs/index.ipynb
 	@$(BIN)/python .ci/sidebar.py

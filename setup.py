@@ -39,8 +39,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg['lib_name'] + '*']),
     package_data={
-        cfg['lib_name']: ['assets/**/*']
-    },  # images, checkpoints and their licences travel in the wheel
+        cfg['lib_name']: ['assets/**/*', 'use/static/*.js']
+    },  # images, checkpoints, their licences and the instruments' JavaScript travel in the wheel
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split()},

@@ -1,9 +1,12 @@
-"""The site. `python .ci/docs.py` builds it in _docs/ without Quarto; the workflow that publishes it runs `stage`, Quarto, and `finish`.
+"""The site. `python .ci/docs.py` builds it in _docs/: it works from any folder that a web server
+serves, and asks for nothing that lies elsewhere.
 
-stage    notebooks, as nbdev prepares them, into _proc/; the code that they export is shown, widgets give way to their films, and a page
-         with the import graph is added
+stage    notebooks, as nbdev prepares them, into _proc/; the code that they export is shown,
+         instruments wait behind a picture, and a page with the import graph is added
 render   _proc/ -> HTML with smalldocs
-finish   the HTML to _docs/, beside it copies of the notebooks for Colab; broken internal links end it"""
+finish   the HTML to _docs/, beside it copies of the notebooks for Colab, and what the pages would
+         fetch from elsewhere: models and runtime of the instruments, scripts and fonts of formulas;
+         broken internal links end it"""
 
 import ast
 import json
@@ -112,7 +115,7 @@ def outside(link, folder):
 
 
 def for_the_page(nb, path, cfg):
-    "A staged notebook, changed in place: films instead of widgets, links to files that are not on the site, and one to Colab; computed text becomes text, so that its links follow the pages' names"
+    "A staged notebook, changed in place: the HTML of instruments in place of widgets, links to files that are not on the site, and one to Colab; computed text becomes text, so that its links follow the pages' names"
     nb['cells'] = [markdown(t) if (t := text_shown(c)) else c for c in nb['cells']]
     name = path.name
 
@@ -129,22 +132,29 @@ def for_the_page(nb, path, cfg):
     for o in (o for c in nb['cells'] for o in c.get('outputs', [])):
         if 'text/html' in o.get('data', {}):
             o['data'].pop('application/vnd.jupyter.widget-view+json', None)
+            html = ''.join(o['data']['text/html'])
+            o['data']['text/html'] = from_depth(html, len(path.parent.parts))
     link = f'<a class="nfig-colab" href="https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/gh-pages/colab/{name}">Open in Colab</a>'
     nb['cells'].insert(
         1 if name != 'index.ipynb' else 2, markdown(link if name != 'index.ipynb' else growth())
     )
 
 
+def from_depth(html, depth):
+    "An instrument's HTML for a page that lies so many folders deep"
+    return html.replace("'instruments/page.js'", f"'{'../' * depth}instruments/page.js'")
+
+
 def growth():
-    "For the front page: the film of an image that grows, from the stored outputs of the explorers"
-    films = [
+    "For the front page: the instrument in which an image grows, from the outputs of Explore"
+    found = [
         ''.join(o['data']['text/html'])
         for c in read(nbs / 'explore.ipynb')['cells']
         for o in c.get('outputs', [])
         if 'text/html' in o.get('data', {})
     ]
-    film = next(f for f in films if 'data-text="after stage 1' in f)
-    return f"Move the slider, and an image grows, stage by stage: the image, what the stage added, and its spectrum. [More to play with](explore.ipynb).\n\n```{{=html}}\n{film}\n```"
+    figure = next(f for f in found if 'data-kind="grow"' in f)
+    return f"Press the button, and a trained model draws, in this page. [More to play with](explore.ipynb).\n\n```{{=html}}\n{figure}\n```"
 
 
 def stage():
@@ -356,6 +366,26 @@ def for_colab(nb, git_url, folder):
     return nb | dict(cells=[first, *nb['cells']])
 
 
+def add_instruments():
+    "What the instruments and the formulas fetch; without a network, as much of it as there is"
+    from nfig.use.widgets import BrowserFiles, npm_files
+
+    try:
+        shutil.copytree(npm_files('katex'), out / 'katex')
+        BrowserFiles().write(out / 'instruments')
+    except OSError as e:
+        print(f'The site is not complete, some instruments will not start: {e}', file=sys.stderr)
+
+
+def localise(page):
+    "Formulas are set by the scripts and fonts beside the page, if they are there"
+    if not (out / 'katex').is_dir():
+        return
+    text = page.read_text(encoding='utf-8')
+    to = f'{"../" * (len(page.relative_to(out).parts) - 1)}katex'
+    page.write_text(re.sub(r'https://cdn\.jsdelivr\.net/npm/katex@[.\d]+/dist', to, text), 'utf-8')
+
+
 def finish():
     "The site in _docs/; exits with the broken links, if there are any"
     shutil.rmtree(out, ignore_errors=True)
@@ -366,6 +396,13 @@ def finish():
         write(
             for_colab(read(p), settings().git_url, p.parent.relative_to(root)),
             out / 'colab' / p.name,
+        )
+    add_instruments()
+    for page in out.rglob('*.html'):
+        localise(page)
+    for sheet in out.rglob('*.css'):
+        sheet.write_text(
+            re.sub(r'@import url\(https?:[^)]*\);?', '', sheet.read_text('utf-8')), 'utf-8'
         )
     if broken := broken_links(out, settings().doc_host + settings().doc_baseurl):
         sys.exit('broken links:\n' + '\n'.join(broken))

@@ -171,7 +171,9 @@ def write_site(folder):  # a page with all instruments, each waiting for a click
 
     BrowserFiles().write(Path(folder) / 'instruments')
     figures = '\n'.join(Instrument(kind).html() for kind in kinds)
-    page = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    page = (
+        '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    )
     style = '<link rel="icon" href="data:,"><style>body, figure { margin: 8px }</style>'
     (Path(folder) / 'index.html').write_text(page + style + figures, encoding='utf-8')
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from browser import browser, server
+from browser import play, site
 
 root = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location('docs', root / '.ci' / 'docs.py')
@@ -57,13 +57,15 @@ def test_every_notebook_has_a_page_and_a_copy_for_colab(project):
     assert 'git clone' in first and '{' not in first
 
 
-def test_pages_show_code_and_films(project):
+def test_pages_show_code_and_instruments(project):
     page = (project / '_docs' / '1_bands' / 'resample.html').read_text()
     assert (
         'id="upsample_matrix"' in page and 'linalg' in page
     )  # what is exported can be read, and linked to
     explore = (project / '_docs' / 'explore.html').read_text()
-    assert explore.count('class="nfig-film"') == 4 and 'widget-view' not in explore
+    assert explore.count('class="nfig-instrument"') == 4 and 'widget-view' not in explore
+    lesson = (project / '_docs' / '8_use' / 'widgets.html').read_text()
+    assert "'instruments/page.js'" in explore and "'../instruments/page.js'" in lesson
 
 
 def test_broken_links_are_found(tmp_path):
@@ -95,45 +97,27 @@ def test_import_graph():
 
 @pytest.mark.needs('chromium')
 def test_pages_open_without_errors(project, tmp_path):
-    "Nothing outside the machine is asked for: what comes from elsewhere (fonts, KaTeX) is answered with nothing"
-    with (
-        server(
-            tmp_path,
-            'http.server',
-            '{port}',
-            '--bind',
-            '127.0.0.1',
-            '--directory',
-            str(project / '_docs'),
-        ) as (url, _),
-        browser() as b,
-    ):
-        said, page = [], b.new_page()
-        b.route(
-            lambda o: not o.startswith(url),
-            lambda r: r.fulfill(
-                status=200,
-                body='',
-                content_type='text/css' if 'css' in r.request.url else 'text/javascript',
-            ),
+    "Nothing outside of the site is asked for; formulas are set, and an instrument starts on a click"
+    with site(project / '_docs') as (url, windows):
+        page, wrong, outside = windows.new_page(), [], set()
+        windows.route(
+            lambda o: not o.startswith((url, 'data:', 'blob:')),
+            lambda r: (outside.add(r.request.url), r.abort()),
         )
         page.on(
-            'console', lambda m: said.append(f'{page.url}: {m.text}') if m.type == 'error' else None
+            'console',
+            lambda m: wrong.append(f'{page.url}: {m.text}') if m.type == 'error' else None,
         )
-        page.on('pageerror', lambda e: said.append(f'{page.url}: {e}'))
+        page.on('pageerror', lambda e: wrong.append(f'{page.url}: {e}'))
         for p in pages(project):
             page.goto(f'{url}/{p.relative_to(project / "_docs")}')
-        assert not [
-            o for o in said if 'renderMathInElement' not in o
-        ]  # KaTeX, which was not loaded
+        assert not outside and not wrong
 
-        page.goto(f'{url}/explore.html')
-        film = page.locator('.nfig-film').first  # the slider of a film works without a kernel
-        before = film.locator('output').inner_text(), film.locator('img').get_attribute('style')
-        film.locator('input').focus()
-        page.keyboard.press('ArrowRight')
-        after = film.locator('output').inner_text(), film.locator('img').get_attribute('style')
-        assert before[0] != after[0] and before[1] != after[1]
+        page.goto(f'{url}/1_bands/frequency.html')
+        page.locator('.katex').first.wait_for()
+        page.goto(f'{url}/8_use/widgets.html')
+        play(page, 'grow')
+        assert not outside and not wrong
 
 
 # The package
@@ -171,7 +155,7 @@ def test_wheel_holds_nothing_else(dist):
     extra = [
         n
         for n in names
-        if not n.startswith('nfig/assets/')
+        if not n.startswith(('nfig/assets/', 'nfig/use/static/'))
         and not (n.startswith('nfig/') and n.endswith('.py') and n.count('/') <= 2)
     ]
     stubs = {n[:-1] for n in extra if n.endswith('.pyi')}

@@ -229,7 +229,9 @@ def test_bands(page, tmp_path):
     assert card.get_by_label('picture').input_value() == 'mine.png' and drawn(card) != before
 
     card.get_by_role('button', name='Reset').click()
-    page.wait_for_function("c => c.querySelector('select').value === 'cat'", arg=card.element_handle())
+    page.wait_for_function(
+        "c => c.querySelector('select').value === 'cat'", arg=card.element_handle()
+    )
     card.get_by_role('button', name='Play').click()
     page.wait_for_timeout(100)
     assert card.get_by_role('button', name='Pause').is_visible()
@@ -314,7 +316,9 @@ def test_mix(page):
 def test_nothing_went_wrong_and_phones_fit(page):
     "After all of the above: no error, every canvas speaks, and no part is wider than a phone"
     assert not page.wrong
-    for label in page.locator('canvas').evaluate_all("l => l.map(c => c.getAttribute('aria-label'))"):
+    for label in page.locator('canvas').evaluate_all(
+        "l => l.map(c => c.getAttribute('aria-label'))"
+    ):
         assert label
     page.set_viewport_size(dict(width=360, height=800))
     assert page.evaluate('document.documentElement.scrollWidth') <= 360

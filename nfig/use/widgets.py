@@ -139,7 +139,9 @@ def npm_files(
     archive = archive or npm_archive(name, version)
     found = base64.b64encode(hashlib.sha512(archive).digest()).decode()
     if found != checksum:
-        raise ValueError(f"{name} {version} has the checksum {found}, not {checksum}: fetch it again")
+        raise ValueError(
+            f"{name} {version} has the checksum {found}, not {checksum}: fetch it again"
+        )
     write_folder(folder, partial(unpack, archive, keep))
     return folder
 
@@ -234,15 +236,16 @@ class BrowserFiles:
         folder,  # gets all files, and the JavaScript
     ):
         "Everything for a site, as static files"
-        paths = ['pictures.json', 'models/index.json', 'runtime/ort.mjs', 'runtime/ort.wasm']
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for script in static.glob('*.js'):
+            shutil.copy(script, folder)
+        paths = ['pictures.json', 'models/index.json']
         for model in self.models:
             names = json.loads(self.read(f'models/{model}/manifest.json'))['files']
             paths += [f'models/{model}/{name}' for name in ('manifest.json', *names)]
-        for path in paths:
+        for path in [*paths, 'runtime/ort.mjs', 'runtime/ort.wasm']:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(self.read(path))
-        for script in static.glob('*.js'):
-            shutil.copy(script, folder)
 
 # %% ../../nbs/8_use/82_widgets.ipynb #299f2e60
 def bands_poster(files: BrowserFiles, picture: str = 'cat') -> tuple:  # (picture, sentence)
@@ -282,9 +285,7 @@ def tokenize_poster(
     )
 
 
-def mix_poster(
-    files: BrowserFiles, low: str = 'cat', high: str = 'astronaut', **other
-) -> tuple:
+def mix_poster(files: BrowserFiles, low: str = 'cat', high: str = 'astronaut', **other) -> tuple:
     "Low bands of one picture, the mixture, high bands of another"
     album = files.sets['photos']
     low, high = (n if n in album else k for n, k in zip((low, high), album))
