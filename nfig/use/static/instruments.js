@@ -15,6 +15,8 @@ export function el(tag, attributes = {}, ...children) {
     else if (value !== false && value != null) node.setAttribute(name, value)
   }
   node.append(...children.filter(c => c != null))
+  // Keys pressed here are meant for this element: JupyterLab shall not take them for its shortcuts
+  if (node.tabIndex >= 0) node.setAttribute('data-lm-suppress-shortcuts', 'true')
   return node
 }
 
@@ -134,8 +136,7 @@ function card(root, title, line) {
       status.classList.toggle('nfig-wrong', wrong)
     },
   }
-  // The attribute keeps JupyterLab from taking the keys of the sliders for its own
-  const node = el('section', {class: 'nfig-card', 'aria-label': title, 'data-lm-suppress-shortcuts': 'true'},
+  const node = el('section', {class: 'nfig-card', 'aria-label': title},
     el('header', {}, el('div', {}, el('strong', {}, title), el('span', {}, line)), parts.buttons),
     parts.controls, parts.body, status)
   root.replaceChildren(el('style', {}, styles), node)
