@@ -207,10 +207,11 @@ def figure4(
             held_out=held_out,
             about=about('nfig_paper', data=data, split=split),
         )
+        every = list(range(1, grown['stages'] + 1))
         save_with_figure(
             Path(out) / name,
             result,
-            ('', growth_figure(partials, names=titles)),
+            ('', growth_figure(partials, every, titles, size=0.8)),
             ('-pictures', stage_pictures({name: pipe.tokenizer}, pictures)),
         )
         decibels = ' '.join(f'{v:.1f}' for v in held_out['psnr'])
