@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from nfig.core.config import Experiment, did_you_mean, get_preset, one_scale
+from nfig.core.config import did_you_mean
+from nfig.core.presets import Experiment, get_preset, one_scale
 
 # What each stage of the quantiser aims at: bands, with four ways to place their edges, or the
 # whole latent, as VAR does. `raster` has one grid, whose tokens are predicted in reading order.

@@ -17,9 +17,8 @@ from nfig.core.parts import parse_share
 from nfig.core.record import about, write_result
 from nfig.data.sources import load_data
 from nfig.evaluate.generator import GeneratedImages, compare_sets, measure_set
-from nfig.evaluate.metrics import Moments
 from nfig.evaluate.tokenizer import evaluate_tokenizer
-from nfig.tokenizer.features import EffNetFeatures, FeatureDistance
+from nfig.tokenizer.features import EffNetFeatures, FeatureDistance, Moments
 from nfig.train.tokenizer import train_tokenizer
 from nfig.train.transformer import train_nfig
 from studies.cases import Study, case, studies
