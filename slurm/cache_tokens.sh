@@ -12,7 +12,7 @@
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
-#SBATCH --mem=32G
+#SBATCH --mem-per-gpu=32G
 #SBATCH --time=8:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -22,8 +22,9 @@
 REPO=${REPO:-${SLURM_SUBMIT_DIR:-$PWD}}  # the clone
 VENV=${VENV:-$REPO/.venv}  # where nfig is installed (`make venv`)
 OUT=${OUT:-$REPO/runs/tokens}  # the cache, on a disk that all nodes see
+DEVICE=${DEVICE:-cuda}  # a node without a usable GPU ends the job with a sentence, not after days on its processor
 MODULES=${MODULES:-}  # environment modules to load, if any
 
 source "$REPO/slurm/start.sh"
 need nfig_cache_tokens
-srun "$VENV/bin/nfig_cache_tokens" "$@" --out "$OUT" --shard "${SLURM_ARRAY_TASK_ID:-0}/${SLURM_ARRAY_TASK_COUNT:-1}"
+srun "$VENV/bin/nfig_cache_tokens" "$@" --device "$DEVICE" --out "$OUT" --shard "${SLURM_ARRAY_TASK_ID:-0}/${SLURM_ARRAY_TASK_COUNT:-1}"

@@ -13,7 +13,7 @@
 #SBATCH --gpus-per-node=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
-#SBATCH --mem=64G
+#SBATCH --mem-per-gpu=64G
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -26,7 +26,8 @@ VENV=${VENV:-$REPO/.venv}  # where nfig is installed (`make venv`)
 RUN=${RUN:-$REPO/runs/${SLURM_JOB_NAME:-nfig-tokenizer}-${SLURM_JOB_ID:-local}}  # the run folder, on a disk that all nodes see
 PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}  # on each node
 GRACE=${GRACE:-150}  # seconds that saving may take; less than the warning time of --signal above
+DEVICE=${DEVICE:-cuda}  # a node without a usable GPU ends the job with a sentence, not after days on its processor
 MODULES=${MODULES:-}  # environment modules to load, if any
 
 source "$REPO/slurm/start.sh"
-train nfig_train_tokenizer --out "$RUN" "$@"
+train nfig_train_tokenizer --out "$RUN" --device "$DEVICE" "$@"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.gpu import in_a_process
+
 root = Path(__file__).resolve().parent.parent
 
 
@@ -53,3 +55,23 @@ def test_unknown_preset_is_named(tmp_path):
         and "Did you mean 'tiny'?" in p.stderr
         and not (tmp_path / 'results').exists()
     )
+
+
+def test_a_row_that_fails_or_hangs_costs_itself(tmp_path):
+    "bench.gpu: what was measured is kept, what went wrong and what there was no time for is named"
+    hangs = in_a_process('tiny', 'waiting', 600, 'cpu', 1, limit=3)
+    assert hangs['failed'] == 'stopped after 3 s' and hangs['took'] < 60
+    rows = ['nonsense:1', 'waiting:0']
+    command = [sys.executable, '-m', 'bench.gpu', '--preset', 'tiny', '--device', 'cpu']
+    command += ['--rows', ' '.join(rows), '--repeats', '1', '--out', str(tmp_path)]
+    p = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert p.returncode == 0, p.stderr
+    saved = json.loads((tmp_path / 'bench_gpu_trial.json').read_text())
+    failed, measured = saved['rows']
+    assert "unknown row 'nonsense'" in failed['failed'] and saved['left_out'] == []
+    assert measured['kind'] == 'waiting' and measured['images_per_second'] and saved['cpu']
+    command[command.index('--repeats') : command.index('--repeats')] = ['--budget', '0']
+    p = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert p.returncode == 0, p.stderr
+    saved = json.loads((tmp_path / 'bench_gpu_trial.json').read_text())
+    assert saved['rows'] == [] and saved['left_out'] == rows
