@@ -285,15 +285,29 @@ def tokenize_poster(
     )
 
 
-def mix_poster(files: BrowserFiles, low: str = 'cat', high: str = 'astronaut', **other) -> tuple:
+def mix_poster(
+    files: BrowserFiles,
+    low: str = None,
+    high: str = None,
+    way: str = 'pixels',
+    model: str = 'fashion-mnist',
+) -> tuple:
     "Low bands of one picture, the mixture, high bands of another"
-    album = files.sets['photos']
-    low, high = (n if n in album else k for n, k in zip((low, high), album))
-    slow, fast = Mixer(album[low], album[high], cut=5).parts()
-    return (
-        beside([slow, slow + fast, stretch(fast)[0]], 192),
-        f"Low bands of {low}, a mixture, high bands of {high}",
-    )
+    album = files.sets[model if way == 'tokens' and model in files.sets else 'photos']
+    low, high = (n or k for n, k in zip((low, high), album))
+    if way == 'pixels':
+        slow, fast = Mixer(album[low], album[high], cut=5).parts()
+        row = beside([slow, slow + fast, stretch(fast)[0]], 192)
+    else:
+        found = files.model(model)
+        tok = getattr(found, 'tokenizer', found)
+        side = tok.config.image_size
+        x = torch.stack([beside([album[n]], side) for n in (low, high)])
+        a, b = zip(*[t[:, None] for t in tok.encode(x)])
+        half = len(a) // 2
+        mixed = tok.decode([*a[:half], *b[half:]])[0]
+        row = beside([tok.decode(a[:half])[0], mixed, tok.decode(b)[0]], 64)
+    return row, f"Low bands of {low}, a mixture, high bands of {high}"
 
 
 kinds = dict(  # name: what it draws in its place
@@ -347,9 +361,10 @@ class Instrument(anywidget.AnyWidget):
     def html(self) -> str:
         "For pages without a kernel: a picture, and a button that puts the instrument in its place"
         options = escape(json.dumps(self.options))
+        crisp = 'pixelated' if self.kind in ('grow', 'tokenize') else 'auto'
         return (
             f'<figure class="nfig-instrument" data-kind="{self.kind}" data-options="{options}">'
-            f'<img src="{self.poster}" alt="{escape(self.alt)}" style="image-rendering:pixelated">'
+            f'<img src="{self.poster}" alt="{escape(self.alt)}" style="image-rendering:{crisp}">'
             f'<figcaption>{escape(self.alt)}</figcaption>'
             '<button type="button" hidden onclick="nfigStart(this)">▶ Play with it</button>'
             f'{start_script}</figure>'

@@ -463,11 +463,11 @@ export async function grow(root, source, {model: wanted = 'fashion-mnist', label
 
   const [now, added, plane] = [panel('the picture'), panel('what the stage added'), panel('spectrum')]
   const strip = el('div', {class: 'nfig-strip'})
-  const later = el('input', {type: 'checkbox', id: `nfig-${ids++}`, checked: true})
+  const later = el('input', {type: 'checkbox', checked: true})
   const codes = el('div', {class: 'nfig-codes'})
   const about = el('p', {class: 'nfig-about'})
   const inspector = el('div', {class: 'nfig-inspect'}, about, codes, el('div', {class: 'nfig-row'},
-    button('Draw this stage anew', () => redraw()), later, el('label', {for: later.id}, 'keep the tokens of later stages')))
+    button('Draw this stage anew', () => redraw()), el('label', {}, later, ' keep the tokens of later stages')))
   ui.body.append(el('div', {class: 'nfig-panels nfig-three'}, ...[now, added, plane].map(p => p.node)), strip, inspector)
 
   function defaults() {
@@ -636,7 +636,7 @@ export async function tokenize(root, source, {model: wanted = 'fashion-mnist', p
     el('div', {class: 'nfig-panels'}, r.back.node, el('figure', {class: 'nfig-panel'}, r.tokens, r.said), r.error.node, r.plane.node))))
   const decibels = el('table', {class: 'nfig-table'})
   const aside = el('div', {class: 'nfig-original'}, original.node, el('div', {},
-    el('p', {class: 'nfig-about'}, 'Both sides use the same encoder, codes and decoder, and differ only in what a stage aims at. Decibels after each stage:'), decibels))
+    el('p', {class: 'nfig-about'}, 'Both sides use the same encoder, codes and decoder, trained for NFIG’s way, and differ only in what a stage aims at. Decibels after each stage:'), decibels))
   ui.body.append(aside, table)
 
   async function open() {

@@ -32,7 +32,7 @@ export default {
       return
     }
     const image = el('img', {src: model.get('poster'), alt: model.get('alt')})
-    image.style = 'display: block; width: 36rem; max-width: 100%; image-rendering: pixelated; border-radius: .5rem'
+    image.style = 'display: block; width: 36rem; max-width: 100%; border-radius: .5rem'
     const button = el('button', {type: 'button', onclick: start}, '▶ Play with it')
     button.style = 'font: 600 14px system-ui; margin: .5rem 0; padding: .4rem .9rem; border: 0; border-radius: .5rem; color: #fff; background: #0072b2; cursor: pointer'
     root.replaceChildren(image, button)
