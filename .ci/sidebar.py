@@ -20,10 +20,11 @@ last = ('architecture.md',)  # written by docs.py
 # What everybody reads, in this order; a name without its number, so that lessons can move
 path = [
     '1_bands/whole',
-    '1_bands/orders',
     '1_bands/frequency',
     '1_bands/resample',
+    '1_bands/orders',
     '2_tokenizer/patches',
+    '2_tokenizer/codebook',
     '2_tokenizer/quantizer',
     '2_tokenizer/autoencoder',
     '2_tokenizer/frvae',

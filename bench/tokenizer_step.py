@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from nfig.core.presets import Experiment, get_preset
 from nfig.core.record import machine
-from nfig.tokenizer.quantizer import refresh_codebook
+from nfig.tokenizer.codebook import refresh_codebook
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.data.sets import ImageData
 from nfig.train.tokenizer import TokenizerTask

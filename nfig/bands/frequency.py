@@ -7,13 +7,13 @@ __all__ = ['divisions', 'radius', 'square_radius', 'check_scales', 'band_edges',
            'precise', 'apply_masks', 'decompose', 'compose', 'low_pass', 'power_spectrum', 'centred_radius',
            'radial_profile', 'fit_power_law', 'energy_edges']
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #66bd293f
+# %% ../../nbs/1_bands/11_frequency.ipynb #83d80e64
 import torch
 import torch.nn.functional as F
 from contextlib import contextmanager, nullcontext
 from torch import Tensor
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #ff62d08d
+# %% ../../nbs/1_bands/11_frequency.ipynb #a9982172
 def radius(
     h: int,  # rows of the grid
     w: int = None,  # columns; h if not given
@@ -37,17 +37,17 @@ def square_radius(
     v = torch.fft.rfftfreq(w, dtype=torch.float64)[None] * side
     return torch.maximum(u.expand(h, w // 2 + 1), v.expand(h, w // 2 + 1))
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #575382f1
+# %% ../../nbs/1_bands/11_frequency.ipynb #3925b06f
 def check_scales(
     scales,  # sides of the token grids
 ) -> tuple:  # the same, as a tuple of ints
-    "ValueError unless `scales` is a growing list of positive sides"
+    "The scales, if they are a growing list of positive sides; ValueError if not"
     s = tuple(int(o) for o in scales)
     if not s or s[0] < 1 or any(b <= a for a, b in zip(s, s[1:])):
         raise ValueError(f"scales {list(scales)} should be positive and growing, as (1,2,3,4,6,8)")
     return s
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #d233edb6
+
 divisions = ('paper', 'area', 'nyquist')
 
 
@@ -56,8 +56,8 @@ def band_edges(
     h: int,  # rows of the latent
     w: int = None,  # columns; h if not given
     division: str = 'paper',  # 'paper' (Eq. 7), 'area', or 'nyquist'
-) -> Tensor:  # (n,) upper edge of each band, cycles; the last one is the fastest wave there is
-    "Upper edges $\\sigma_i$ of the bands; ValueError on an unknown division or scales that do not grow"
+) -> Tensor:  # (n,) upper edge of each band, cycles; the last one is the highest frequency there is
+    "Upper edges of the frequency bands; ValueError on an unknown division or scales that shrink"
     s2 = torch.tensor(check_scales(scales), dtype=torch.float64) ** 2
     share = s2.cumsum(0) / s2.sum()
     top = radius(h, w).max()
@@ -68,10 +68,11 @@ def band_edges(
     if division == 'nyquist':
         return torch.cat([s2[:-1].sqrt() / 2, top[None]])
     raise ValueError(
-        f"unknown division {division!r}: choose one of {', '.join(divisions)}, or fit `energy_edges` to your latents"
+        f"unknown division {division!r}: choose one of {', '.join(divisions)}, "
+        "or fit `energy_edges` to your latents"
     )
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #ce64d818
+# %% ../../nbs/1_bands/11_frequency.ipynb #f607f323
 def low_masks(
     scales,  # sides of the token grids, growing
     h: int,  # rows of the latent
@@ -79,29 +80,24 @@ def low_masks(
     division: str = 'paper',  # see `band_edges`
     edges=None,  # explicit upper edges, cycles; `division` is then not used
 ) -> Tensor:  # (n, h, w//2+1) bool: the waves in bands 1..i
-    "Cumulative masks: what is left after a low-pass at each edge. ValueError if there is not one edge a scale"
+    "Low-pass masks, one for each edge. ValueError if there is not one edge a scale"
     if edges is not None and len(edges) != len(scales):
         raise ValueError(
             f"{len(edges)} edges given for {len(scales)} scales: one upper edge a scale is needed"
         )
-    e = (
-        band_edges(scales, h, w, division)
-        if edges is None
-        else torch.as_tensor(edges, dtype=torch.float64)
-    )
-    square = (
-        edges is None and division == 'nyquist'
-    )  # a grid cannot hold the wave at its limit: strictly below
-    low = (
-        square_radius(h, w) < e[:, None, None]
-        if square
-        else radius(h, w) <= e[:, None, None] * (1 + 1e-9)
-    )
+    if edges is None:
+        edge = band_edges(scales, h, w, division)[:, None, None]
+    else:
+        edge = torch.as_tensor(edges, dtype=torch.float64)[:, None, None]
+    if edges is None and division == 'nyquist':
+        low = square_radius(h, w) < edge  # a grid cannot hold the wave at its limit
+    else:
+        low = radius(h, w) <= edge * (1 + 1e-9)
     low[:, 0, 0] = True  # the mean belongs to the first band whatever the edge
-    low[-1] = True  # the last band ends with the fastest wave, however it was rounded
+    low[-1] = True  # the last band ends with the highest frequency, however it was rounded
     return low
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #94c7fc40
+# %% ../../nbs/1_bands/11_frequency.ipynb #65448430
 def band_masks(
     scales,  # sides of the token grids, growing
     h: int,  # rows of the latent
@@ -125,7 +121,7 @@ def bin_counts(
         twice[-1] = 1
     return (masks * twice).sum((-2, -1))
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #e916b794
+# %% ../../nbs/1_bands/11_frequency.ipynb #53acd295
 @contextmanager
 def precise(
     x: Tensor,  # any
@@ -141,7 +137,8 @@ def precise(
         with calm:
             yield
         return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    products = torch.backends.cuda.matmul
+    convolutions = torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
     products.allow_tf32 = convolutions.allow_tf32 = False
     try:
@@ -150,44 +147,45 @@ def precise(
     finally:
         products.allow_tf32, convolutions.allow_tf32 = before
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #7e0125bc
+# %% ../../nbs/1_bands/11_frequency.ipynb #9a3f719c
 def apply_masks(
     f: Tensor,  # (B,C,h,w) features
     masks: Tensor,  # (n, h, w//2+1) masks
 ) -> Tensor:  # (n,B,C,h,w) what each mask lets through
-    "Equation 1 for all masks at once, one FFT for the lot. ValueError if the masks are of another size"
+    "Keep of `f` what each mask lets through (Eq. 1). ValueError if the masks are of another size"
     h, w = f.shape[-2:]
     if masks.shape[-2:] != (h, w // 2 + 1):
+        side = f'{masks.shape[-2]}x{2 * (masks.shape[-1] - 1)}'
         raise ValueError(
-            f"masks are for {masks.shape[-2]}x{2 * (masks.shape[-1] - 1)} features, given {h}x{w}: make them with band_masks(scales, {h}, {w})"
+            f"masks are for {side} features, given {h}x{w}: "
+            f"make them with band_masks(scales, {h}, {w})"
         )
     with precise(f):
-        spec = torch.fft.rfft2(f.float())
+        spec = torch.fft.rfft2(f.float())  # once, for all masks
         return torch.fft.irfft2(spec * masks[:, None, None], s=(h, w))
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #c90ca262
+# %% ../../nbs/1_bands/11_frequency.ipynb #1492b173
 def decompose(
     f: Tensor,  # (B,C,h,w) features
     masks: Tensor,  # (n, h, w//2+1) from `band_masks`
-) -> Tensor:  # (n,B,C,h,w) components, slow to fast
-    "The frequency-guided decomposer (Eq. 1)"
+) -> Tensor:  # (n,B,C,h,w) components, from low to high frequencies
+    "Split features into frequency bands: the paper's frequency-guided decomposer (Eq. 1)"
     return apply_masks(f, masks)
 
 
 def compose(
-    bands,  # components (B,C,h_i,w_i), slow to fast, of equal or growing size
+    bands,  # components (B,C,h_i,w_i), low to high, of equal or growing size
 ) -> Tensor:  # (B,C,h,w) of the last component's size
-    "The frequency-guided composer (Eq. 2): bring every component to the last one's size and add them"
+    "Add frequency bands up, enlarging smaller ones: the paper's composer (Eq. 2)"
     size = bands[-1].shape[-2:]
-    same = [
-        b
-        if b.shape[-2:] == size
-        else F.interpolate(b, size=size, mode='bicubic', align_corners=False)
-        for b in bands
-    ]
-    return sum(same[1:], same[0])
+    total = 0
+    for b in bands:
+        if b.shape[-2:] != size:
+            b = F.interpolate(b, size=size, mode='bicubic', align_corners=False)
+        total = total + b
+    return total
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #c4f961b9
+# %% ../../nbs/1_bands/11_frequency.ipynb #b8187574
 def low_pass(
     f: Tensor,  # (B,C,h,w) features
     r: float,  # largest DFT radius kept, cycles per longer side
@@ -196,15 +194,15 @@ def low_pass(
     h, w = f.shape[-2:]
     return apply_masks(f, (radius(h, w) <= r)[None].to(f.device))[0]
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #ff9ac0a8
+# %% ../../nbs/1_bands/11_frequency.ipynb #f4058271
 def power_spectrum(
     x: Tensor,  # (...,h,w) images or latents
-) -> Tensor:  # (...,h,w) power of every wave, slow ones in the middle
-    "Power spectrum (appendix A.3), scaled so that it sums to the mean square of `x`"
+) -> Tensor:  # (...,h,w) power of every wave, frequency 0 in the middle
+    "How much of the mean square of `x` each wave carries (appendix A.3)"
     h, w = x.shape[-2:]
     return torch.fft.fftshift(torch.fft.fft2(x.float()).abs() ** 2, dim=(-2, -1)) / (h * w) ** 2
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #7cd8a038
+# %% ../../nbs/1_bands/11_frequency.ipynb #6031b70c
 def centred_radius(
     h: int,  # rows
     w: int = None,  # columns; h if not given
@@ -228,7 +226,7 @@ def radial_profile(
     total = flat.new_zeros(*flat.shape[:-1], n).index_add_(-1, ring, flat)
     return torch.arange(n, device=power.device), total / ring.bincount(minlength=n).clamp(min=1)
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #427365c4
+# %% ../../nbs/1_bands/11_frequency.ipynb #4a34d9ce
 def fit_power_law(
     freq: Tensor,  # (R,) cycles
     power: Tensor,  # (R,) mean power at each
@@ -242,12 +240,12 @@ def fit_power_law(
     slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
     return -slope.item(), (y.mean() - slope * x.mean()).exp().item()
 
-# %% ../../nbs/1_bands/11_frequency.ipynb #73b6e730
+# %% ../../nbs/1_bands/11_frequency.ipynb #c767b914
 def energy_edges(
     f: Tensor,  # (N,C,h,w) latents of the data
     scales,  # sides of the token grids, growing
 ) -> Tensor:  # (n,) upper edges, cycles
-    "The 'energy' division: band i ends where the share of energy below equals the share of tokens up to stage i"
+    "Edges such that the share of energy below each is the share of tokens up to its stage"
     h, w = f.shape[-2:]
     s2 = torch.tensor(check_scales(scales), dtype=torch.float64) ** 2
     p = power_spectrum(f).double().mean(tuple(range(f.ndim - 2))).flatten().cpu()

@@ -5,34 +5,35 @@
 # %% auto #0
 __all__ = ['upsample_matrix', 'lstsq_matrix', 'area_matrix', 'Resampler']
 
-# %% ../../nbs/1_bands/13_resample.ipynb #cdecb933
+# %% ../../nbs/1_bands/13_resample.ipynb #46bd8fd0
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from functools import lru_cache
 
-# %% ../../nbs/1_bands/13_resample.ipynb #eeb4a5b9
+# %% ../../nbs/1_bands/13_resample.ipynb #7e2b7318
 @lru_cache(maxsize=256)
 def upsample_matrix(
     s: int,  # side of the token grid
     h: int,  # side of the latent, at least s
 ) -> Tensor:  # (h,s) float32
-    "The matrix $U$ with bicubic enlargement $\\mathcal I(v)=UvU^\\top$; ValueError if the grid is larger than the latent"
+    "The matrix U that enlarges, bicubic: U v U^T. ValueError if the grid is larger than the latent"
     if not 1 <= s <= h:
         raise ValueError(
-            f"cannot enlarge a grid of side {s} to a latent of side {h}: scales should lie between 1 and the latent's side"
+            f"cannot enlarge a grid of side {s} to a latent of side {h}: "
+            "scales should lie between 1 and the latent's side"
         )
     eye = torch.eye(s, dtype=torch.float64)[None, None]  # (1,1,s,s): row j is the j-th unit vector
     wide = F.interpolate(eye, size=(s, h), mode='bicubic', align_corners=False)
     return wide[0, 0].T.float().contiguous()  # (h,s)
 
-# %% ../../nbs/1_bands/13_resample.ipynb #3a92d710
+# %% ../../nbs/1_bands/13_resample.ipynb #5a7075d4
 @lru_cache(maxsize=256)
 def lstsq_matrix(
     s: int,  # side of the token grid
     h: int,  # side of the latent
 ) -> Tensor:  # (s,h) float32
-    "The pseudo-inverse $U^+$: $U^+R(U^+)^\\top$ solves Eq. 4 exactly"
+    "The matrix D whose D R D^T is the grid that enlarges to the closest picture to R (Eq. 4)"
     return torch.linalg.pinv(upsample_matrix(s, h).double()).float()
 
 
@@ -45,9 +46,9 @@ def area_matrix(
     eye = torch.eye(h)[None, None]
     return F.interpolate(eye, size=(h, s), mode='area')[0, 0].T.contiguous()
 
-# %% ../../nbs/1_bands/13_resample.ipynb #b343489c
+# %% ../../nbs/1_bands/13_resample.ipynb #b3718aa7
 class Resampler(nn.Module):
-    "Down to a token grid of side `s` and up to a latent of side `h`; ValueError on an unknown `down`"
+    "Brings latents down to a token grid and up again. ValueError on an unknown `down`"
 
     downs = dict(lstsq=lstsq_matrix, area=area_matrix)
 
@@ -62,13 +63,11 @@ class Resampler(nn.Module):
             raise ValueError(f"unknown down {down!r}: choose one of {', '.join(self.downs)}")
         self.s = s
         self.h = h
-        self.joined = h <= 8
-        for name, M in dict(
-            U=upsample_matrix(s, h), D=self.downs[down](s, h), A=area_matrix(s, h)
-        ).items():
-            self.register_buffer(
-                name, torch.kron(M, M) if self.joined else M.clone(), persistent=False
-            )
+        self.joined = h <= 8  # one Kronecker product in place of two
+        matrices = dict(U=upsample_matrix(s, h), D=self.downs[down](s, h), A=area_matrix(s, h))
+        for name, M in matrices.items():
+            M = torch.kron(M, M) if self.joined else M.clone()
+            self.register_buffer(name, M, persistent=False)
 
     def both(
         self,
@@ -79,13 +78,18 @@ class Resampler(nn.Module):
         "The matrix from the left and the right"
         if self.s == self.h:
             return x
-        return (x.flatten(-2) @ M.T).unflatten(-1, (side, side)) if self.joined else M @ x @ M.T
+        if self.joined:
+            return (x.flatten(-2) @ M.T).unflatten(-1, (side, side))
+        return M @ x @ M.T
 
-    def up(self, v: Tensor) -> Tensor:
-        return self.both(self.U, v, self.h)  # (B,C,s,s) -> (B,C,h,h)
+    def up(self, v: Tensor) -> Tensor:  # (B,C,s,s) -> (B,C,h,h)
+        "Enlarge a grid"
+        return self.both(self.U, v, self.h)
 
-    def down(self, f: Tensor) -> Tensor:
-        return self.both(self.D, f, self.s)  # (B,C,h,h) -> (B,C,s,s)
+    def down(self, f: Tensor) -> Tensor:  # (B,C,h,h) -> (B,C,s,s)
+        "The grid for a latent"
+        return self.both(self.D, f, self.s)
 
-    def pool(self, f: Tensor) -> Tensor:
-        return self.both(self.A, f, self.s)  # by area, for what the transformer reads
+    def pool(self, f: Tensor) -> Tensor:  # (B,C,h,h) -> (B,C,s,s)
+        "The mean of each cell: what the transformer reads, whatever `down` is"
+        return self.both(self.A, f, self.s)

@@ -40,9 +40,8 @@ def image_grid(
     return torch.cat([torch.cat(list(r), -1) for r in x.split(cols)], -2)
 
 # %% ../../nbs/1_bands/12_show.ipynb #94d9287d
-palette = (
-    '#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #777777'.split()
-)  # Okabe and Ito's, distinct to colour-blind eyes
+# Okabe and Ito's, distinct to colour-blind eyes
+palette = '#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #777777'.split()
 
 
 def canvas(
@@ -54,13 +53,9 @@ def canvas(
 ) -> tuple:  # (figure, (rows,cols) array of axes)
     "Empty axes in a figure that pyplot does not hold on to"
     scale = min(1, 8 / width)
+    size = (width * scale, height * scale)
     fig, axs = plt.subplots(
-        rows,
-        cols,
-        figsize=(width * scale, height * scale),
-        dpi=80,
-        squeeze=False,
-        layout='constrained',
+        rows, cols, figsize=size, dpi=80, squeeze=False, layout='constrained'
     )
     fig.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
     plt.close(fig)
@@ -81,12 +76,10 @@ def draw(
         ax.set_title(title, fontsize=8)
     if label is not None:
         ax.set_ylabel(label, fontsize=8)
-    return ax.imshow(
-        image,
-        **{'interpolation': 'nearest', 'cmap': 'gray'}
-        | ({'vmin': 0, 'vmax': 1} if np.ndim(image) == 3 or not kw else {})
-        | kw,
-    )
+    look = dict(interpolation='nearest', cmap='gray')
+    if np.ndim(image) == 3 or not kw:
+        look |= dict(vmin=0, vmax=1)
+    return ax.imshow(image, **(look | kw))
 
 # %% ../../nbs/1_bands/12_show.ipynb #93c12f04
 def show_images(
@@ -142,8 +135,8 @@ def save_images(
 # %% ../../nbs/1_bands/12_show.ipynb #5ef06a82
 def log_power(
     x: Tensor,  # (...,C,H,W)
-) -> Tensor:  # (...,H,W) log10, slow waves in the middle
-    "Logarithm of the power spectrum, averaged over channels; nothing is shown below 1e-12"
+) -> Tensor:  # (...,H,W) log10, frequency 0 in the middle
+    "Log10 of the power spectrum, averaged over channels, no less than -12"
     return power_spectrum(x.detach().cpu()).mean(-3).clamp(min=1e-12).log10()
 
 
@@ -183,7 +176,7 @@ def stretch(
 
 
 def show_bands(
-    bands,  # n components, (n,C,H,W) or (n,1,C,H,W), slow to fast
+    bands,  # n components, (n,C,H,W) or (n,1,C,H,W), low to high
     titles=None,  # a text for each; 'band i' if None
     size: float = 1.25,  # inches a band
 ) -> plt.Figure:
@@ -212,7 +205,7 @@ def unfold(
     mask: Tensor,  # (..., h, w//2+1) in rfft layout
     w: int = None,  # columns of the full plane; h if None
 ) -> Tensor:  # (..., h, w), the mean at (h//2, w//2)
-    "A half-plane mask as the whole plane, slow waves in the middle"
+    "A half-plane mask as the whole plane, frequency 0 in the middle"
     h = mask.shape[-2]
     w = w or h
     left = mask.flip(-2).roll(1, -2)[..., 1 : (w + 1) // 2].flip(-1)  # (u,v) -> (-u,-v)
@@ -268,9 +261,8 @@ def plot_curves(
         for c, (name, rows) in zip(palette * 9, runs.items()):
             points = [(r[x], r[k]) for r in rows if k in r and x in r]
             if not points:
-                raise ValueError(
-                    f"no row of the metrics has {k!r}; there are {', '.join(sorted({n for r in rows for n in r}))}"
-                )
+                there = ', '.join(sorted({n for r in rows for n in r}))
+                raise ValueError(f"no row of the metrics has {k!r}; there are {there}")
             ax.plot(
                 *zip(*points), color=c, label=name, lw=1.2, marker='.' if len(points) < 20 else None
             )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ResBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Level', 'Middle', 'CNNEncoder', 'CNNDecoder', 'load_vit',
-           'DINOv2Encoder', 'token_kinds', 'ViTDecoder', 'latent_side', 'build_encoder', 'build_decoder']
+           'token_kinds', 'DINOv2Encoder', 'ViTDecoder', 'latent_side', 'build_encoder', 'build_decoder']
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #66fc6e39
 import torch
@@ -16,7 +16,7 @@ from .patches import PatchDecoder, PatchEncoder
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #5c5bb263
 class ResBlock(nn.Module):
-    "norm, SiLU, 3x3 convolution, twice, and a shortcut"
+    "Two normalised 3x3 convolutions with a shortcut around them"
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class CNNDecoder(nn.Module):
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #da22a62b
 def load_vit(
     name: str,  # timm's name of the model
-    pretrained=False,  # False, True (timm's own weights), or the path of a local weight file or folder
+    pretrained=False,  # False, True (timm's own weights), or a local weight file or folder
     **kwargs,  # passed to timm
 ):  # the timm model
     "A timm ViT; FileNotFoundError says what to fetch, ValueError if a file holds another model"
@@ -243,6 +243,13 @@ def load_vit(
     except (RuntimeError, KeyError) as e:
         why = str(e).splitlines()[-1].strip()
         raise ValueError(f"the weights given ({pretrained}) do not fit {name}: {why}") from e
+
+# %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #8771e770
+def token_kinds(
+    width: int,  # D
+) -> nn.Parameter:  # (2,1,D): added to tokens of the picture, and to tokens of the latent
+    "Vectors that tell two kinds of token apart"
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(2, 1, width), std=(3 * width) ** -0.5))
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #2715b87b
 class DINOv2Encoder(nn.Module):
@@ -289,16 +296,9 @@ class DINOv2Encoder(nn.Module):
         "Pixels to latent"
         return self.out(self.tokens(x)).transpose(1, 2).unflatten(2, (self.side, self.side))
 
-
-def token_kinds(
-    width: int,  # D
-) -> nn.Parameter:  # (2,1,D): added to tokens of the picture, and to tokens of the latent
-    "Vectors that tell two kinds of token apart"
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(2, 1, width), std=(3 * width) ** -0.5))
-
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #5c4ef0a7
 class ViTDecoder(nn.Module):
-    "Latent vectors and a query for every patch through a ViT's blocks; each query becomes its pixels"
+    "A ViT that reads latent vectors and a query for every patch; each query becomes its pixels"
 
     def __init__(
         self,
@@ -349,17 +349,19 @@ def latent_side(
     cfg: TokenizerConfig,  # image size and architecture
     kind: str,  # 'cnn', 'dinov2' or 'vit'
 ) -> int:  # side of the latent
-    "ValueError unless the image's side divides, and the latent is as wide as the last scale"
+    "Side of the latent; ValueError if the image does not divide or the last scale is another"
     cnn = cfg.stem * 2 ** (len(cfg.multipliers) - 1)
     factor = {'cnn': cnn, 'patches': cfg.stem}.get(kind, 16)
     if cfg.image_size % factor:
         raise ValueError(
-            f"image side {cfg.image_size} given, but a {kind} with a factor of {factor} needs a multiple of {factor}"
+            f"image side {cfg.image_size} given, but a {kind} with a factor of {factor} "
+            f"needs a multiple of {factor}"
         )
     side = cfg.image_size // factor
     if side != cfg.side:
         raise ValueError(
-            f"a {kind} turns {cfg.image_size} pixels into a {side}x{side} latent, but the last scale is {cfg.side}: let scales end at {side}, or change image_size"
+            f"a {kind} turns {cfg.image_size} pixels into a {side}x{side} latent, but the last "
+            f"scale is {cfg.side}: let scales end at {side}, or change image_size"
         )
     return side
 
@@ -368,9 +370,7 @@ def build_encoder(
     cfg: TokenizerConfig,  # architecture
     pretrained=False,  # weights for DINOv2: False, True, a file or a folder, see `load_vit`
 ) -> nn.Module:  # (B,3,H,H) -> (B,C,h,h)
-    "The encoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.encoder not in ("cnn", "dinov2", "patches"):
-        raise ValueError(f"unknown encoder {cfg.encoder!r}: choose 'cnn', 'dinov2' or 'patches'")
+    "The encoder a config describes; ValueError if its latent is not as wide as the last scale"
     latent_side(cfg, cfg.encoder)
     if cfg.encoder == "patches":
         return PatchEncoder(cfg.latent_dim, cfg.image_size // cfg.side)
@@ -384,9 +384,7 @@ def build_decoder(
     cfg: TokenizerConfig,  # architecture
     pretrained=False,  # weights for a ViT: False, True, a file or a folder, see `load_vit`
 ) -> nn.Module:  # (B,C,h,h) -> (B,3,H,H)
-    "The decoder of a config; ValueError on an unknown name or a side that does not fit"
-    if cfg.decoder not in ("cnn", "vit", "patches"):
-        raise ValueError(f"unknown decoder {cfg.decoder!r}: choose 'cnn', 'vit' or 'patches'")
+    "The decoder a config describes; ValueError if its latent is not as wide as the last scale"
     latent_side(cfg, cfg.decoder)
     if cfg.decoder == "patches":
         return PatchDecoder(cfg.latent_dim, cfg.image_size // cfg.side)

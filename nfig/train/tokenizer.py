@@ -28,8 +28,8 @@ from nfig.core.distributed import (
 )
 from ..core.pixels import psnr, save_grid, to_float
 from ..bands.frequency import energy_edges, low_masks, power_spectrum
-from ..tokenizer.codebook import codebook_stats
-from ..tokenizer.quantizer import BandTarget, refresh_codebook
+from ..tokenizer.codebook import codebook_stats, refresh_codebook
+from ..tokenizer.quantizer import BandTarget
 from ..tokenizer.frvae import FRVAE, build_tokenizer
 from ..tokenizer.features import build_perceptual
 from ..data.images import random_flip
