@@ -179,7 +179,7 @@ class TrainConfig:
     crop: Literal['center', 'var', 'xqgan'] = 'center'  # how squares are cut: `images.crop_ways`
     amp: bool = True  # half precision where the device has it: bfloat16, or float16 on an older GPU
     skip: Whole = 0  # steps in a row that may be left out where a number is not finite
-    accumulate: Count = 1  # parts into which a process splits its batch to save memory
+    accumulate: Whole = 1  # parts into which a process splits its batch; 0: by the GPU's memory
     compile: bool | None = None  # compile the networks; if None on a GPU only
     seed: Whole = 0  # data order, initialisation and dropout
 

@@ -90,7 +90,14 @@ rate = dict(lr=2.4e-4, final_lr=5e-5 / 2.4e-4, warmup=1 / 200, weight_decay=0.0,
 critic = dict(discriminator='dino', critic_lr=8e-4, critic_final_lr=5e-5 / 8e-4)
 critic |= dict(critic_warmup=4 / (200 - 56), critic_decay=5e-4, gan=0.5, gan_start=56 / 200)
 paper_tok_run = TokenizerTraining(
-    epochs=200, batch_size=1024, ema=0.9999, perceptual=1.0, crop='xqgan', **rate, **critic
+    epochs=200,
+    batch_size=1024,
+    accumulate=0,
+    ema=0.9999,
+    perceptual=1.0,
+    crop='xqgan',
+    **rate,
+    **critic,
 )
 prefixes = dict(stage_dropout=0.1, stage_dropout_from=3, stage_balance=False, judge_prefixes=True)
 xqgan_tok_run = replace(paper_tok_run, semantic=0.1, **prefixes)
@@ -106,7 +113,9 @@ speedrun_tok_run = replace(narrow_tok_run, stage_dropout=0.5, stage_dropout_end=
 speedrun_run = replace(narrow_run, steps=3_000)
 rate = dict(lr=8e-5 * 3, final_lr=0.01, schedule='held', warmup_from=0.005, clip=2.0)
 views = dict(flip=False, crop='var', views=8)  # an epoch of eight takes a square that it has seen
-paper_run = TransformerTraining(epochs=350, batch_size=768, ema=0.9999, **views, **rate)
+paper_run = TransformerTraining(
+    epochs=350, batch_size=768, accumulate=0, ema=0.9999, **views, **rate
+)
 var_run = replace(paper_run, ema=0.0, views=0)
 var_runs = {
     16: replace(var_run, epochs=200, lr=1e-4 * 3, final_lr=0.1),
