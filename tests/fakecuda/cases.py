@@ -65,8 +65,8 @@ def tokenizer_task(e, **cfg) -> TokenizerTask:
         steps=100,
         accumulate=2,
         amp=True,
-        crop=0.8,
         perceptual=0.0,
+        crop='center',
     )
     cfg = replace(e.train_tokenizer, **{**settings, **cfg})
     data = ImageData(torch.zeros(8, 3, side, side, dtype=torch.uint8), [0] * 8, ['a'], side)
