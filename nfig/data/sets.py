@@ -160,7 +160,7 @@ def shared_bytes(
     room = mmap.mmap(-1, max(1, math.prod(shape)))
     return torch.frombuffer(room, dtype=torch.uint8)[: math.prod(shape)].view(shape)
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #b0293735
 class ImageData:
     "Images of one size with labels: `data[i]`, or a batch by `data.__getitems__(numbers)`"
 
@@ -224,7 +224,7 @@ class ImageData:
         "Write what was and what will be left out to a file, a line each"
         self.broken.log_to(path)
 
-# %% ../../nbs/4_data/42_sets.ipynb #09a769fa
+# %% ../../nbs/4_data/42_sets.ipynb #7cbf5534
 @patch
 def read(
     self: ImageData,
@@ -241,7 +241,7 @@ def read(
     images, at = zip(*found)
     return torch.stack(images), self.labels[list(at)], bad
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #59e5c01c
 @patch
 def _readable(
     self: ImageData, i: int, view, bad: dict
@@ -272,7 +272,7 @@ def _square(self: ImageData, i: int, view) -> tuple:  # (pixels, None) or (None,
         self.there[i] = 1
     return x, why
 
-# %% ../../nbs/4_data/42_sets.ipynb #b87a1015
+# %% ../../nbs/4_data/42_sets.ipynb #2f2cacb2
 @patch
 def subset(
     self: ImageData,
@@ -282,6 +282,7 @@ def subset(
     idx = torch.as_tensor(idx, dtype=torch.int64)
 
     def pick(v):
+        "These elements of a tensor, a list or a source"
         if torch.is_tensor(v):
             return v[idx]
         return [v[i] for i in idx.tolist()] if isinstance(v, list) else Picked(v, idx.numpy())
@@ -295,7 +296,7 @@ def subset(
         images, self.labels[idx], self.classes, self.size, names, self.skipped, kept, there
     )
 
-# %% ../../nbs/4_data/42_sets.ipynb #a6fad8b7
+# %% ../../nbs/4_data/42_sets.ipynb #26c379b2
 def check_size(
     size,  # what was given as a number of pixels
 ) -> int:  # the same as an int
@@ -308,7 +309,7 @@ def check_size(
         raise ValueError(f"size {size!r}: give a whole number of pixels, as size=64")
     return side
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #4701c3f4
 def own_size(
     images,  # a source
     names=None,  # what to call each in a message
@@ -334,7 +335,7 @@ def own_size(
         )
     return width
 
-# %% ../../nbs/4_data/42_sets.ipynb #fbb29fc2
+# %% ../../nbs/4_data/42_sets.ipynb #43093d2d
 def decode_into(
     kept: Tensor,  # (N,3,size,size) uint8, to be filled
     images,  # a source of N
@@ -342,11 +343,13 @@ def decode_into(
     "Decode a whole source; on threads if its files are heavy"
 
     def weight(s):
+        "Bytes of a file"
         if isinstance(s, bytes):
             return len(s)
         return os.path.getsize(s) if isinstance(s, str) and os.path.exists(s) else 0
 
     def fill(i):
+        "Decode one; the complaint, if there is one"
         x, why = try_decode(images, i, kept.shape[-1])
         if x is not None:
             kept[i] = x
@@ -358,7 +361,7 @@ def decode_into(
         found = list((pool.map if heavy else map)(fill, range(len(images))))
     return {i: why for i, why in enumerate(found) if why}
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #2769d9a3
 def decoded_now(
     data: ImageData,  # a set of files
 ) -> ImageData:  # the same without those that cannot be read, all of it in memory
@@ -385,7 +388,7 @@ def decoded_now(
     kept = kept[good] if bad else kept
     return ImageData(part.images, part.labels, data.classes, data.size, part.names, skipped, kept)
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #719e6c24
 def from_files(
     images,  # a source: paths or file contents
     labels,  # class of each
@@ -415,7 +418,7 @@ def from_files(
         )
     return data
 
-# %% ../../nbs/4_data/42_sets.ipynb #7e87a88e
+# %% ../../nbs/4_data/42_sets.ipynb #625a557e
 def check_crop(
     data: ImageData,  # a set that shall be cropped at random
     way: str,  # a row of `images.crop_ways`
@@ -441,7 +444,7 @@ def check_crop(
         "size, or crop='center'"
     )
 
-# %% ../../nbs/4_data/42_sets.ipynb #65063ac2
+# %% ../../nbs/4_data/42_sets.ipynb #a90eeb63
 def epoch_order(
     n: int,  # images
     seed: int,  # of the run
@@ -471,7 +474,7 @@ def _batches(n, size, seed, epoch, at):
         for k in range(at if e == epoch else 0, n // size):
             yield order[k * size : (k + 1) * size]
 
-# %% ../../nbs/4_data/42_sets.ipynb #81f09def
+# %% ../../nbs/4_data/42_sets.ipynb #6751ca0e
 class Reader:
     "What a worker runs: images and labels, and what it could not read, for the trainer to note"
 
@@ -488,14 +491,14 @@ class Reader:
         self.data.broken.reasons.update(bad)
         return x, y, bad
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #8958c47c
 def default_workers() -> int:  # processes that decode images
     "One for each processor that this process may use, less one; the processes of a node share,"
     "16 are enough"
     mine = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return max(0, min(16, mine // int(os.environ.get('LOCAL_WORLD_SIZE', 1)) - 1))
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #f450c9d1
 def read_batches(
     data: ImageData,  # a set
     order,  # iterable of (indices, views or None)
@@ -528,7 +531,7 @@ def _plain(batch):  # tensors would be sent to a worker as open files
     idx, views = batch
     return torch.as_tensor(idx).tolist(), views if views is None else np.asarray(views)
 
-
+# %% ../../nbs/4_data/42_sets.ipynb #2bb08ba2
 def loader(
     data: ImageData,  # a set, or one without numbers (see `shards.StreamData`)
     batch_size: int,  # images a batch, over all processes

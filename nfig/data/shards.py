@@ -58,7 +58,7 @@ def split_names(
         raise ValueError(did_you_mean(split, ('train', 'val', 'test'), 'split'))
     return split, *(h for h in held_out if h != split)
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #59570960
 def split_files(
     path: Path,  # a file, or a folder of them
     split: str = 'train',  # 'train', 'val' or 'test'
@@ -84,7 +84,7 @@ def split_files(
         f"as NAME-train{suffix} and NAME-test{suffix}"
     )
 
-# %% ../../nbs/4_data/43_shards.ipynb #b2920eb3
+# %% ../../nbs/4_data/43_shards.ipynb #c2b42794
 def label_numbers(
     raw,  # label of each image: all numbers, all strings, or all None
     names=None,  # of the classes, where they are known
@@ -111,7 +111,7 @@ def label_numbers(
         )
     return raw, list(names or map(str, range(n)))
 
-# %% ../../nbs/4_data/43_shards.ipynb #822ef6aa
+# %% ../../nbs/4_data/43_shards.ipynb #14f88746
 image_kinds = {
     'jpg',
     'jpeg',
@@ -129,7 +129,7 @@ def is_picture(name: str) -> bool:  # a file's name, or the part of it that says
     "Does the extension say picture?"
     return name.rpartition('.')[2].lower() in image_kinds
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #9bfdadba
 def _label(text):
     return int(text) if text.isdigit() else text
 
@@ -164,7 +164,7 @@ def scan_tar(
         ) from None
     return {key: s for key, s in found.items() if 'name' in s}
 
-# %% ../../nbs/4_data/43_shards.ipynb #6e457a58
+# %% ../../nbs/4_data/43_shards.ipynb #5d707120
 class TarFiles:
     "The bytes of images in tar files, by number"
 
@@ -189,7 +189,7 @@ class TarFiles:
             f.seek(self.offset[i])
             return f.read(self.size[i])
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #a4dce0fb
 def index_tars(
     paths,  # the shards
 ) -> dict:  # which, offset, size, letters, ends as arrays, label as a list
@@ -214,7 +214,7 @@ def index_tars(
         label=[s['folder'] if by_folder else s.get('label') for s in samples],
     )
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #a8e15b97
 cache = Path('~/.cache/nfig').expanduser()
 
 
@@ -241,7 +241,7 @@ def tar_index(
         own.replace(kept)
     return found
 
-# %% ../../nbs/4_data/43_shards.ipynb #b7d03f47
+# %% ../../nbs/4_data/43_shards.ipynb #048c6481
 def load_tar(
     path,  # a tar file, or a folder of them
     size: int = None,  # side in pixels; None: the images' own
@@ -258,7 +258,7 @@ def load_tar(
     source = TarFiles(files, found['which'], found['offset'], found['size'])
     return from_files(source, labels, classes, size, Strings.of(found['letters'], found['ends']))
 
-# %% ../../nbs/4_data/43_shards.ipynb #04726c35
+# %% ../../nbs/4_data/43_shards.ipynb #3ccd1b58
 image_columns = 'image', 'img', 'jpg', 'png', 'webp'
 label_columns = 'label', 'labels', 'cls', 'class', 'fine_label'
 
@@ -273,7 +273,7 @@ def find_columns(
         raise ValueError(f"{path} has the columns {', '.join(names)}; needed are image and label")
     return image, next((c for c in label_columns if c in names), None)
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #28d519d5
 def names_in_metadata(
     schema,  # pyarrow schema
     column: str,  # the label column
@@ -309,7 +309,7 @@ def read_parquet(
     except (ValueError, OSError) as e:
         raise ValueError(f"{path} cannot be read as Parquet ({e}): is it complete?") from None
 
-# %% ../../nbs/4_data/43_shards.ipynb #721abc55
+# %% ../../nbs/4_data/43_shards.ipynb #72133011
 class ArrowFiles:
     "The bytes of images in a mapped table, by number"
 
@@ -342,7 +342,7 @@ class ArrowNames(ArrowFiles):
     def __getitem__(self, i: int) -> str:  # a file's name, if there is one
         return self.cell(i).get('path') or f'row {i}'
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #94c36ad5
 def from_dataset(
     rows,  # a `datasets.Dataset`
     path,  # named in messages
@@ -372,7 +372,7 @@ def load_arrow(
     )
     return from_dataset(rows, files[0], size)
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #57de7035
 def load_parquet(
     path,  # a Parquet file, or a folder of them
     size: int = None,  # side in pixels; None: the images' own
@@ -392,7 +392,7 @@ def load_parquet(
     names = [r.get('path') or f'row {i} of {path}' for i, r in enumerate(rows)]
     return from_files([r['bytes'] or b'' for r in rows], labels, classes, size, names)
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #f597f61a
 def is_saved(path: Path) -> bool:  # a folder
     "Did `datasets` write this with save_to_disk?"
     return any((path / n).is_file() for n in ('dataset_dict.json', 'state.json'))
@@ -412,7 +412,7 @@ def load_saved(
     rows = parts[name]
     return from_dataset(rows.flatten_indices() if rows._indices is not None else rows, path, size)
 
-# %% ../../nbs/4_data/43_shards.ipynb #91b500e1
+# %% ../../nbs/4_data/43_shards.ipynb #155488c2
 def tar_stream(
     where: str,  # paths or URLs of shards, as 'pipe:aws s3 cp s3://bucket/train-{0000..1023}.tar -'
     buffer: int = 5000,  # samples among which one is drawn
@@ -422,6 +422,7 @@ def tar_stream(
     urls = importlib.import_module('webdataset.shardlists').expand_urls(where)
 
     def samples(seed, epoch):
+        "One epoch of the stream"
         order = [urls[i] for i in epoch_order(len(urls), seed, epoch)]
         plain = dict(shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False)
         mixed = wds.WebDataset(order, **plain).shuffle(
@@ -434,7 +435,7 @@ def tar_stream(
 
     return samples
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #3dc2aef5
 def hub_stream(
     rows,  # `datasets.IterableDataset` with columns of pictures and labels
     buffer: int = 5000,  # samples among which one is drawn
@@ -444,6 +445,7 @@ def hub_stream(
     raw = rows.cast_column(image, require('datasets').Image(decode=False))
 
     def samples(seed, epoch):
+        "One epoch of the stream"
         mixed = raw.shuffle(seed=seed, buffer_size=buffer)
         mixed.set_epoch(epoch)
         for i, row in enumerate(mixed):
@@ -456,7 +458,7 @@ def hub_stream(
 
     return samples
 
-# %% ../../nbs/4_data/43_shards.ipynb #9cddfbe7
+# %% ../../nbs/4_data/43_shards.ipynb #ec5db984
 class _ByName:
     "A stream's images are known by their names"
 
@@ -487,6 +489,7 @@ class StreamData(ImageData):
 
     @property
     def labels(self):
+        "There are none: ValueError"
         raise ValueError(
             "the labels of a stream are not known before it has passed, so tokens cannot be "
             "cached from one: "
@@ -523,7 +526,7 @@ class StreamData(ImageData):
             return int(raw)
         return self.classes.index(raw) if raw in self.classes else 0
 
-# %% ../../nbs/4_data/43_shards.ipynb #7d0fb4d9
+# %% ../../nbs/4_data/43_shards.ipynb #a70554ed
 def lots(
     data: StreamData,
     batch_size: int,  # images a batch, over all processes
@@ -545,7 +548,7 @@ def lots(
             if step >= start_step:
                 yield step, shard(lot)
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #5f252757
 def check_room(
     lot,  # samples of a stream
     size: int,  # side of the squares, pixels
@@ -564,7 +567,7 @@ def check_room(
             "crop='center'"
         )
 
-
+# %% ../../nbs/4_data/43_shards.ipynb #76ead64a
 @patch
 def stream(
     self: StreamData,

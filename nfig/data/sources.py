@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['companions', 'file_columns', 'class_columns', 'fashion_classes', 'cifar_classes', 'where', 'loaders', 'visible',
-           'unwrapped', 'split_folder', 'files_below', 'load_folder', 'find_table', 'read_rows', 'table_columns',
-           'load_listed', 'places', 'first_found', 'read_idx', 'fetch', 'square', 'from_arrays', 'load_fashion',
+           'unwrapped', 'split_folder', 'files_below', 'find_table', 'read_rows', 'table_columns', 'load_listed',
+           'load_folder', 'places', 'first_found', 'read_idx', 'fetch', 'square', 'from_arrays', 'load_fashion',
            'load_cifar', 'load_bundled', 'kind_of', 'visible_entries', 'load_data', 'is_stream', 'open_data']
 
 # %% ../../nbs/4_data/44_sources.ipynb #043bebef
@@ -57,7 +57,7 @@ def unwrapped(
             return root
         root = folders[0]
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #3859ad38
 def split_folder(
     root: Path,  # that holds classes, or splits
     split: str,  # 'train', 'val' or 'test'
@@ -78,7 +78,7 @@ def split_folder(
         f"and the others into {root / 'train'}/CLASS"
     )
 
-# %% ../../nbs/4_data/44_sources.ipynb #245f94eb
+# %% ../../nbs/4_data/44_sources.ipynb #54c631de
 companions = set(
     '.txt .json .jsonl .csv .tsv .md .xml .yaml .yml .ini .db .html .pdf .py .mat .npy .npz '
     '.zip .tar .gz .tgz .7z .rar .caption'.split()
@@ -94,49 +94,7 @@ def files_below(folder: Path) -> list:  # paths as text, sorted
                 found.append(os.path.join(where, name))
     return sorted(found)
 
-
-def load_folder(
-    root,  # folder of class folders, perhaps within `train` and `test`, or of pictures with a table
-    size: int = None,  # side in pixels; None: the images' own
-    split: str = 'train',  # 'train', 'val' or 'test'
-) -> ImageData:
-    "Images of a folder. FileNotFoundError or ValueError say what is missing"
-    whole = unwrapped(Path(root))
-    root = split_folder(whole, split)
-    table = find_table(root, whole)
-    if table:
-        return load_listed(root, table, size)
-    top = visible(root)
-    folders = [p for p in top if p.is_dir()]
-    loose = [str(p) for p in top if p.is_file() and p.suffix.lower() not in companions]
-    if not folders:
-        if root != whole and find_table(split_folder(whole, 'train'), whole):
-            raise FileNotFoundError(
-                f"{root} holds no table of its images' classes, so they cannot be held out"
-            )
-        name = whole.name if root != whole else root.name
-        return (
-            from_files(loose, [0] * len(loose), [name], size)
-            if loose
-            else _nothing_in(root, [root])
-        )
-    found = [files_below(d) for d in folders]
-    empty = [d for d, files in zip(folders, found) if not files]
-    if empty:
-        _nothing_in(root, empty)
-    labels = [c for c, files in enumerate(found) for _ in files]
-    files = [f for files in found for f in files]
-    loose = [(path, 'lies outside the class folders') for path in loose]
-    return from_files(files, labels, [d.name for d in folders], size, skipped=loose)
-
-
-def _nothing_in(root, folders):
-    told = ', '.join(map(str, folders))
-    raise FileNotFoundError(
-        f"no images in {told}: put images there (as {root}/CLASS/picture.png), or remove the folder"
-    )
-
-# %% ../../nbs/4_data/44_sources.ipynb #6250d99d
+# %% ../../nbs/4_data/44_sources.ipynb #c02329a4
 file_columns = (
     'file_name',
     'filename',
@@ -190,7 +148,7 @@ def find_table(
             return (labels or tables)[0]
     return None
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #21a96b31
 def read_rows(path: Path) -> list:  # dicts
     "The rows of a .csv, .tsv or .jsonl file. ValueError if it is something else"
     text = path.read_text(encoding='utf-8-sig')
@@ -203,7 +161,7 @@ def read_rows(path: Path) -> list:  # dicts
     except (ValueError, csv.Error) as e:
         raise ValueError(f"{path} cannot be read as a table ({e})") from None
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #7965387a
 def table_columns(
     names,  # of the columns
     path,  # named in the warning
@@ -227,7 +185,7 @@ def table_columns(
         )
     return file, label
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #a1c6376e
 def load_listed(
     root: Path,  # folder of pictures
     table: Path,  # .csv, .tsv or .jsonl with a row for each
@@ -265,7 +223,49 @@ def load_listed(
     extra = [(p, f'is not named in {table.name}') for p in files_below(root) if p not in listed]
     return from_files([p for p, _ in there], labels, classes, size, skipped=extra)
 
-# %% ../../nbs/4_data/44_sources.ipynb #3a6dbbe0
+# %% ../../nbs/4_data/44_sources.ipynb #5c31203f
+def load_folder(
+    root,  # folder of class folders, perhaps within `train` and `test`, or of pictures with a table
+    size: int = None,  # side in pixels; None: the images' own
+    split: str = 'train',  # 'train', 'val' or 'test'
+) -> ImageData:
+    "Images of a folder. FileNotFoundError or ValueError say what is missing"
+    whole = unwrapped(Path(root))
+    root = split_folder(whole, split)
+    table = find_table(root, whole)
+    if table:
+        return load_listed(root, table, size)
+    top = visible(root)
+    folders = [p for p in top if p.is_dir()]
+    loose = [str(p) for p in top if p.is_file() and p.suffix.lower() not in companions]
+    if not folders:
+        if root != whole and find_table(split_folder(whole, 'train'), whole):
+            raise FileNotFoundError(
+                f"{root} holds no table of its images' classes, so they cannot be held out"
+            )
+        name = whole.name if root != whole else root.name
+        return (
+            from_files(loose, [0] * len(loose), [name], size)
+            if loose
+            else _nothing_in(root, [root])
+        )
+    found = [files_below(d) for d in folders]
+    empty = [d for d, files in zip(folders, found) if not files]
+    if empty:
+        _nothing_in(root, empty)
+    labels = [c for c, files in enumerate(found) for _ in files]
+    files = [f for files in found for f in files]
+    loose = [(path, 'lies outside the class folders') for path in loose]
+    return from_files(files, labels, [d.name for d in folders], size, skipped=loose)
+
+
+def _nothing_in(root, folders):
+    told = ', '.join(map(str, folders))
+    raise FileNotFoundError(
+        f"no images in {told}: put images there (as {root}/CLASS/picture.png), or remove the folder"
+    )
+
+# %% ../../nbs/4_data/44_sources.ipynb #d1fbf3dd
 fashion_classes = (
     'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot'.split(',')
 )
@@ -293,7 +293,7 @@ def first_found(
         (hit for place in places() for r in relative for hit in sorted(place.glob(r))), None
     )
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #2f95495d
 def read_idx(
     path,  # an idx file, gzipped or not
 ) -> Tensor:  # uint8
@@ -308,7 +308,7 @@ def read_idx(
     except (EOFError, OSError, ValueError, IndexError) as e:
         raise ValueError(f"{path} is damaged ({e}): delete it and fetch it again") from None
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #ac20fd6e
 def fetch(
     name: str,  # a key of `where`
     split: str,  # 'train' or 'test'
@@ -328,7 +328,7 @@ def fetch(
             "place)"
         ) from None
 
-# %% ../../nbs/4_data/44_sources.ipynb #55cf88c9
+# %% ../../nbs/4_data/44_sources.ipynb #83fccdde
 def square(
     images: Tensor,  # (N,1|3,H,W) uint8
     size: int = None,  # side in pixels; None: as they are
@@ -358,7 +358,7 @@ def from_arrays(
     kept = square(x, size)
     return ImageData(x, labels, classes, kept.shape[-1], range(len(x)), kept=kept)
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #c0176bfb
 def load_fashion(size: int = None, split: str = 'train') -> ImageData:
     "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): 60,000 + 10,000 grey images of clothes"
     stem = 'train' if split == 'train' else 't10k'
@@ -383,7 +383,7 @@ def load_cifar(size: int = None, split: str = 'train') -> ImageData:
     found = fetch('cifar10', split, kept.parent if kept else cache)
     return from_arrays(found.data, found.targets, cifar_classes, size)
 
-# %% ../../nbs/4_data/44_sources.ipynb #02319053
+# %% ../../nbs/4_data/44_sources.ipynb #341e0b85
 def load_bundled(size: int = None, split: str = 'train') -> ImageData:
     "The bundled part of Fashion-MNIST: the first 500 training images of each class"
     if split != 'train':
@@ -393,7 +393,7 @@ def load_bundled(size: int = None, split: str = 'train') -> ImageData:
     with np.load(assets / 'fashion-mnist-5k.npz', allow_pickle=False) as z:
         return from_arrays(z['images'], z['labels'], fashion_classes, size)
 
-# %% ../../nbs/4_data/44_sources.ipynb #1bcaf8e0
+# %% ../../nbs/4_data/44_sources.ipynb #e683f8d5
 loaders = {'fashion-mnist': load_fashion, 'fashion-mnist-5k': load_bundled, 'cifar10': load_cifar}
 
 
@@ -429,7 +429,7 @@ def visible_entries(folder) -> list:
     with os.scandir(folder) as found:
         return sorted((e for e in found if not e.name.startswith('.')), key=lambda e: e.name)
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #09a9e187
 def load_data(
     name_or_path,  # a key of `loaders`, a folder, or a .tar or .parquet file
     size: int = None,  # side in pixels; None: the images' own
@@ -456,7 +456,7 @@ def load_data(
         )
     return load(path, size, split)
 
-# %% ../../nbs/4_data/44_sources.ipynb #3f003603
+# %% ../../nbs/4_data/44_sources.ipynb #c630985c
 def is_stream(name) -> bool:  # what the user gave
     "Is this the address of a stream?"
     return str(name).startswith(('pipe:', 'hub:')) or '://' in str(name)

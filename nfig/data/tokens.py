@@ -71,7 +71,7 @@ def encode_views(
         ]
     return torch.stack([tokens.cpu() for tokens in found])
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #53723028
 def encode_all(
     tokenizer: FRVAE,  # trained, in eval mode
     data: ImageData,  # images
@@ -89,7 +89,7 @@ def encode_all(
     )
     return torch.cat([encode_views(tokenizer, x, flips, amp) for x, _ in read], 1)
 
-# %% ../../nbs/4_data/45_tokens.ipynb #d31e693b
+# %% ../../nbs/4_data/45_tokens.ipynb #be6696c6
 @dataclass(frozen=True)
 class CachePlan:
     "What a cache holds"
@@ -119,7 +119,7 @@ class CachePlan:
         n = len(self.span(i))
         return draw_views(self.crop, n * self.views, (self.seed, i)).view(n, self.views, 3)
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #2a6e01a5
 def plan_for(
     tokenizer: FRVAE,  # trained
     data: ImageData,  # images
@@ -140,7 +140,7 @@ def plan_for(
     check_crop(data, plan.crop)
     return plan
 
-# %% ../../nbs/4_data/45_tokens.ipynb #e69ac464
+# %% ../../nbs/4_data/45_tokens.ipynb #b303212f
 def shard_path(folder, i: int) -> Path:  # of file i
     "Where a file of a cache is"
     return Path(folder) / f'tokens-{i:05d}.safetensors'
@@ -155,7 +155,7 @@ def digest(
         h.update(t.contiguous().numpy().data)
     return h.hexdigest()
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #db788aa1
 def write_shard(
     path,  # file to write
     plan: CachePlan,  # what it is a part of
@@ -183,7 +183,7 @@ def read_shard(
             "its other files are kept"
         ) from None
 
-# %% ../../nbs/4_data/45_tokens.ipynb #3c73d2af
+# %% ../../nbs/4_data/45_tokens.ipynb #ce572fa5
 def check_plan(
     folder,  # of the cache
     want: CachePlan,  # what is asked for
@@ -218,7 +218,7 @@ def missing(
         check_plan(folder, plan, head['plan'])
     return left
 
-# %% ../../nbs/4_data/45_tokens.ipynb #14616928
+# %% ../../nbs/4_data/45_tokens.ipynb #5eaa339e
 def encode_shard(
     tokenizer: FRVAE,  # trained, in eval mode
     read,  # iterator of (images, labels); those of file i come next
@@ -236,7 +236,7 @@ def encode_shard(
         labels.append(y)
     return torch.cat(tokens, 1), torch.cat(labels)
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #82c67e9e
 def write_manifest(
     folder,  # of the cache, with all its files
     tokenizer: FRVAE,  # that made them
@@ -260,7 +260,7 @@ def write_manifest(
         f.write_text(json.dumps(what, indent=1) + '\n')
     own.replace(Path(folder) / 'manifest.json')
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #db17089a
 def reading_order(
     plan: CachePlan,
     files,  # numbers of files
@@ -303,7 +303,7 @@ def cache_tokens(
             write_manifest(folder, tokenizer, data, plan, **about)
     return done
 
-# %% ../../nbs/4_data/45_tokens.ipynb #df812e5e
+# %% ../../nbs/4_data/45_tokens.ipynb #ec5a0b6a
 class TokenCache:
     "Tokens mapped into memory: `cache[views,rows]` is (B,L), `cache.labels` (N,)"
 
@@ -368,7 +368,7 @@ class TokenCache:
                 "manifest.json, and run nfig_cache_tokens again"
             )
 
-# %% ../../nbs/4_data/45_tokens.ipynb #65c4df2c
+# %% ../../nbs/4_data/45_tokens.ipynb #69ba512b
 def token_cache(
     folder,  # of the cache
     tokenizer: FRVAE,  # trained, in eval mode
@@ -386,7 +386,7 @@ def token_cache(
         cache_tokens(folder, tokenizer, data, plan, workers=workers, progress=progress)
     return TokenCache(folder, tokenizer)
 
-# %% ../../nbs/4_data/45_tokens.ipynb #797310de
+# %% ../../nbs/4_data/45_tokens.ipynb #052a3a40
 def cached_batches(
     tokens,  # (views,N,L): a tensor or a `TokenCache`
     labels: Tensor,  # (N,) int64
@@ -400,7 +400,7 @@ def cached_batches(
         rows = shard(rows)
         yield tokens[(rows + step // each) % len(tokens), rows], labels[rows]
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #957fa55e
 class FreshTokens:
     "Tokens of new squares, made when a step asks for them"
 
@@ -437,7 +437,7 @@ class FreshTokens:
             tokens = [encode(self.tokenizer, part, self.amp) for part in x.split(self.chunk)]
             yield torch.cat(tokens), labels
 
-# %% ../../nbs/4_data/45_tokens.ipynb #0807285f
+# %% ../../nbs/4_data/45_tokens.ipynb #e869c9f6
 def check_views(
     plan: CachePlan,  # of a cache that a run is given
     views: int,  # squares of each image that the run asks for; 0: new ones each step
