@@ -54,16 +54,14 @@ def canvas(
     "Empty axes in a figure that pyplot does not hold on to"
     scale = min(1, 8 / width)
     size = (width * scale, height * scale)
-    fig, axs = plt.subplots(
-        rows, cols, figsize=size, dpi=80, squeeze=False, layout='constrained'
-    )
+    fig, axs = plt.subplots(rows, cols, figsize=size, dpi=80, squeeze=False, layout='constrained')
     fig.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
     plt.close(fig)
     for ax in axs.flat:
         ax.tick_params(labelsize=7) if ticks else ax.set(xticks=[], yticks=[])
     return fig, axs
 
-
+# %% ../../nbs/1_bands/12_show.ipynb #2478bf97
 def draw(
     ax,  # where
     image,  # for `imshow`
@@ -289,20 +287,13 @@ def growth_figure(
     stages = stages or sorted({*range(2, n + 1, 2), n})
     lps = [log_power(partials[s - 1]) for s in stages]
     top, low = lps[-1].max(), lps[-1].quantile(0.02)
-    fig, axs = canvas(
-        2 * len(partials[0]),
-        len(stages),
-        len(stages) * size + 0.7,
-        2 * len(partials[0]) * size + 0.2,
-    )
+    rows = 2 * len(partials[0])
+    fig, axs = canvas(rows, len(stages), len(stages) * size + 0.7, rows * size + 0.2)
     for j, s in enumerate(stages):
         for b, x in enumerate(partials[s - 1]):
-            draw(
-                axs[2 * b, j],
-                to_picture(x),
-                None if b else f'stage {s} of {n}',
-                label=str(names[b]) if names and not j else None,
-            )
+            title = None if b else f'stage {s} of {n}'
+            label = str(names[b]) if names and not j else None
+            draw(axs[2 * b, j], to_picture(x), title, label)
             im = draw(axs[2 * b + 1, j], lps[j][b], cmap='viridis', vmin=low, vmax=top)
     fig.colorbar(im, ax=axs[1::2].ravel().tolist(), shrink=0.7).set_label('log10 power', fontsize=8)
     return fig

@@ -107,6 +107,7 @@ class Level(nn.Module):
         self.add_module(self.way, resize or nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:  # (B,cin,h,w) -> (B,cout,h',w')
+        "The blocks one after the other, then the change of side"
         for i, b in enumerate(self.block):
             x = self.attn[i](b(x)) if len(self.attn) else b(x)
         return self.get_submodule(self.way)(x)
@@ -178,7 +179,7 @@ class CNNDecoder(nn.Module):
         multipliers: tuple = (1, 1, 2, 2, 4),  # as the encoder's
         blocks: int = 2,  # residual blocks a level, one more is added
         groups: int = 32,  # groups of the norms
-        stem: int = 1,  # side of the pixel squares that the last convolution paints at once
+        stem: int = 1,  # side of the pixel squares that the last convolution gives at once
     ):
         super().__init__()
         self.stem = stem

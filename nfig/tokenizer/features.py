@@ -43,11 +43,10 @@ def load_vgg(
 ):
     "Fill `net` in place; ValueError if the file is not a VGG-16"
     path = Path(path)
-    have = (
-        load_file(path)
-        if path.suffix == '.safetensors'
-        else torch.load(path, map_location='cpu', weights_only=True)
-    )
+    if path.suffix == '.safetensors':
+        have = load_file(path)
+    else:
+        have = torch.load(path, map_location='cpu', weights_only=True)
     names = {
         k: 'features.' + k.split('.', 1)[1] for k in net.state_dict()
     }  # slice2.5.weight -> features.5.weight
@@ -86,9 +85,8 @@ class PerceptualLoss(nn.Module):
     def train(self, mode=True):
         return super().train(False)  # a yardstick does not change
 
-    def forward(
-        self, x: Tensor, x_hat: Tensor
-    ) -> Tensor:  # two (B,3,H,W) in [-1,1], H and W at least 16 -> scalar
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        "Distance of two (B,3,H,W) in [-1,1], a scalar; ValueError on images smaller than 16x16"
         if min(x.shape[-2:]) < 16:
             raise ValueError(
                 "VGG halves the side four times: images of at least 16x16 are needed, "
@@ -167,9 +165,7 @@ class FeatureDistance(nn.Module):
         self.smallest = smallest
         self.net = EffNetFeatures()
 
-    def unit_maps(
-        self, x: Tensor
-    ) -> list:  # (B,3,H,W) in [-1,1] -> maps with a vector of length 1 at every position
+    def unit_maps(self, x: Tensor) -> list:  # (B,3,H,W) -> maps with vectors of length 1
         "Enlarge if needed, look, normalise over the channels"
         if (side := min(x.shape[-2:])) < self.smallest:
             x = F.interpolate(
@@ -177,9 +173,8 @@ class FeatureDistance(nn.Module):
             )
         return [F.normalize(m, dim=1, eps=1e-6) for m in self.net.maps(x)]
 
-    def forward(
-        self, x: Tensor, x_hat: Tensor
-    ) -> Tensor:  # two (B,3,H,W) in [-1,1], any size -> scalar; the gradient is that of x_hat
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        "Distance of two (B,3,H,W) in [-1,1], a scalar; its gradient is that of `x_hat`"
         with torch.no_grad():
             known = self.unit_maps(x)  # nobody trains the original
         return sum(
@@ -218,11 +213,8 @@ def find_inception(
     path=None,  # weights in torch-fidelity's format; None looks in torch's cache
 ) -> Path:  # an existing file
     "Where Inception's weights are; FileNotFoundError says what to fetch and where to put it"
-    p = (
-        Path(path).expanduser()
-        if path
-        else Path(torch.hub.get_dir()) / 'checkpoints' / inception_url.split('/')[-1]
-    )
+    cached = Path(torch.hub.get_dir()) / 'checkpoints' / inception_url.split('/')[-1]
+    p = Path(path).expanduser() if path else cached
     if p.is_file():
         return p
     raise FileNotFoundError(
@@ -314,19 +306,21 @@ class Moments:
         self.ss = torch.zeros(dim, dim, dtype=torch.float64)
 
     @classmethod
-    def from_sums(
-        cls, sums: dict, name: str = ''
-    ):  # what `sums` gave, and the beginning of its names
-        "Moments from stored sums"
+    def from_sums(cls, sums: dict, name: str = ''):
+        "Moments from what `sums` gave, under names that begin with `name`"
         m = cls(0)
-        m.n, m.s, m.ss = int(sums[name + 'n']), sums[name + 's'], sums[name + 'ss']
+        m.n = int(sums[name + 'n'])
+        m.s = sums[name + 's']
+        m.ss = sums[name + 'ss']
         return m
 
     @classmethod
     def given(cls, mean: Tensor, cov: Tensor):  # (D,), (D,D)
         "Moments from a published mean and covariance; of how many images is not known, n is 2"
         m = cls(0)
-        m.n, m.s, m.ss = 2, 2 * mean, cov + 2 * torch.outer(mean, mean)
+        m.n = 2
+        m.s = 2 * mean
+        m.ss = cov + 2 * torch.outer(mean, mean)
         return m
 
     def sums(self, name: str = '') -> dict:  # name -> tensor
