@@ -18,7 +18,7 @@ from ..core.config import SampleConfig
 from ..core.io import replacing
 from ..core.parts import open_parts
 from ..core.pixels import to_bytes
-from ..core.record import machine
+from ..core.record import about
 from ..transformer.pipeline import NFIGPipeline
 
 # %% ../../nbs/6_evaluate/63_samples.ipynb #ce4b84d2
@@ -71,10 +71,10 @@ def is_made(
     made: dict,  # from `recipe`
 ) -> bool:
     "Is this set there already? ValueError if the file was made from something else"
-    about = path.with_suffix('.json')
-    if not (path.exists() and about.exists()):
+    record = path.with_suffix('.json')
+    if not (path.exists() and record.exists()):
         return False
-    found = json.loads(about.read_text())['recipe']
+    found = json.loads(record.read_text())['recipe']
     if found != made:
         raise ValueError(
             f"{path} exists and was made from {found}, not from {made}: give another "
@@ -112,7 +112,8 @@ def sample_set(
     if not all(f.exists() for f in files):
         return None
     merge(files, path)
+    record = dict(recipe=made, about=about('nfig_sample'))
     with replacing(path.with_suffix('.json')) as tmp:
-        tmp.write_text(json.dumps(dict(recipe=made, **machine()), indent=1) + '\n')
+        tmp.write_text(json.dumps(record, indent=1) + '\n')
     shutil.rmtree(folder)
     return path
