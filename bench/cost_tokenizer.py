@@ -1,4 +1,5 @@
-"Memory and GPU hours of a full training run, from operations that are counted and bytes that are measured."
+"""Memory and GPU hours of a full training run, from operations that are counted and bytes that
+are measured."""
 
 import json
 import sys
@@ -6,6 +7,7 @@ import torch
 import weakref
 from datetime import datetime, timezone
 from fastcore.script import call_parse
+from functools import partial
 from pathlib import Path
 from torch import nn
 from nfig.core.presets import Experiment, get_preset
@@ -16,7 +18,8 @@ from bench.tokenizer_step import random_task
 
 
 class Saved:
-    "Tally of the memory that autograd keeps: bytes now, and the most there were. A context; pieces that share memory count once"
+    """Tally of the memory that autograd keeps: bytes now, and the most there were. A context;
+    pieces that share memory count once"""
 
     def __init__(self, *modules: nn.Module):  # whose weights are not counted
         self.known = {
@@ -71,14 +74,15 @@ def step_cost(
 ) -> (
     dict
 ):  # plain data: parameters, GFLOP and saved GiB an image, with and without the critic; fixed GiB
-    "What a training step of the tokenizer takes for each image, counted on the processor with random weights"
+    """What a training step of the tokenizer takes for each image, counted on the processor with
+    random weights"""
     out = {}
     for gan in (False, True):
         task = random_task(e, batch, gan=gan)
         nets = task.model, task.ema.model, task.critic, task.perceptual
         task.step(1)  # the first one makes AdamW's moments
         with Saved(*(n for n in nets if n is not None)) as s:
-            flops = count_flops(lambda: task.step(1))
+            flops = count_flops(partial(task.step, 1))
         name = 'with_critic' if gan else 'without'
         out[name] = dict(
             gflop=round(flops / batch / 1e9, 2), saved_gib=round(s.most / batch / 2**30, 3)
@@ -110,7 +114,9 @@ def fits(
         if need <= memory * (1 - spare):
             return parts, round(need, 1)
     raise ValueError(
-        f"a single image needs {need:.0f} GB with its share of the work, but {memory * (1 - spare):.0f} of {memory:.0f} GB are to be used: take a smaller model or a larger GPU"
+        f"a single image needs {need:.0f} GB with its share of the work, but "
+        f"{memory * (1 - spare):.0f} of {memory:.0f} GB are to be used: take a smaller model or a "
+        "larger GPU"
     )
 
 
@@ -119,7 +125,7 @@ def run_cost(
     c: dict,  # from `step_cost`
     gpus: int = 8,  # at work
     images: int = 1_281_167,  # of the data set; ImageNet's training set if not given
-    peak: float = 798.0,  # TFLOP/s of a GPU in bfloat16, as measured on an H100 with a product of 8192^3
+    peak: float = 798.0,  # TFLOP/s in bfloat16, as measured on an H100, side 8192
     share: float = 0.4,  # of that speed which training reaches: the assumption
 ) -> dict:  # plain data
     "Steps, GPU hours, days, and memory of a whole run"
@@ -172,5 +178,6 @@ def cost(
     with replacing(path) as tmp:
         tmp.write_text(json.dumps(dict(step=c, runs=runs, about=about), indent=1) + '\n')
     print(
-        f"{c['parameters'] / 1e6:.3g} million weights, {c['with_critic']['gflop']:.3g} GFLOP and {c['with_critic']['saved_gib']:.2g} GiB an image; written to {path}"
+        f"{c['parameters'] / 1e6:.3g} million weights, {c['with_critic']['gflop']:.3g} GFLOP and "
+        f"{c['with_critic']['saved_gib']:.2g} GiB an image; written to {path}"
     )

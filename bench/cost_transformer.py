@@ -1,4 +1,5 @@
-"GPU hours, days, disks and wires for four sizes of transformer on 1 to 64 H100s, from counted operations and one assumption."
+"""GPU hours, days, disks and wires for four sizes of transformer on 1 to 64 H100s, from counted
+operations and one assumption."""
 
 import json
 import sys
@@ -136,7 +137,7 @@ def encode_work(e: Experiment) -> float:  # GFLOP for one image
 def cost_paper(
     presets: str = 'nfig_d16,nfig_d20,nfig_d24,nfig_d30',  # rows of nfig.core.presets
     gpus: str = '1,8,16,64',  # how many, numbers between commas
-    bench: str = 'results/bench_cuda.json',  # of python -m bench.gpu; 45 % of the peak are assumed if it is not there
+    bench: str = 'results/bench_cuda.json',  # of bench.gpu; without it 45 % of the peak are assumed
     out: str = 'results',  # folder for cost_paper.json
 ):
     "Compute what the paper's runs take on H100s"
@@ -173,5 +174,6 @@ def cost_paper(
     with replacing(path) as tmp:
         tmp.write_text(json.dumps(what, indent=1) + '\n')
     print(
-        f"{len(rows)} models on {gpus} GPUs at {c.share:.0%} of the peak ({what['share_is']}); written to {path}"
+        f"{len(rows)} models on {gpus} GPUs at {c.share:.0%} of the peak ({what['share_is']}); "
+        f"written to {path}"
     )

@@ -1,4 +1,5 @@
-"Seconds are an anecdote. Seconds beside the work done and the speed of the machine are a measurement."
+"""Seconds are an anecdote. Seconds beside the work done and the speed of the machine are a
+measurement."""
 
 import copy
 import json
@@ -59,7 +60,8 @@ class Part:
     dtype: str  # 'fp32' or 'bf16'
     fn: object  # called without arguments
     batch: int = 1  # images a call makes or uses
-    like: object = None  # the `Part` that does the same in the usual way: its operations are counted, not this one's
+    # the `Part` that does the same in the usual way: its operations are counted, not this one's
+    like: object = None
     flops: int = 0  # operations of a call; counted at the first one
     times: list = field(default_factory=list)  # seconds of every call
     busy: list = field(
@@ -84,7 +86,8 @@ def matmul_parts(
     device: str = 'cpu',  # where
     n: int = 2048,  # side of the matrices
 ) -> list:  # of `Part`
-    "Matrix products whose best rate is the machine's peak: as a linear layer, as a 1x1 convolution, and with packed weights where there are any"
+    """Matrix products whose best rate is the machine's peak: as a linear layer, as a 1x1
+    convolution, and with packed weights where there are any"""
     a, w = (torch.randn(n, n, device=device, dtype=dtypes[dtype]) for _ in range(2))
     x, v = (
         t.clone().to(memory_format=torch.channels_last)
@@ -117,7 +120,8 @@ def reset_peak(device: str):  # where
 def peak_memory(
     device: str,  # where
 ) -> float:  # GiB
-    "Largest memory since `reset_peak` (of the process on a CPU; since its start where the system cannot reset it)"
+    """Largest memory since `reset_peak` (of the process on a CPU; since its start where the
+    system cannot reset it)"""
     if str(device).startswith('cuda'):
         return torch.cuda.max_memory_allocated() / 2**30
     try:
@@ -233,7 +237,8 @@ class JoinedCache:
 
 
 class AsPublished:
-    "A transformer used the way published VAR code does it: nothing is kept between stages but keys and values"
+    """A transformer used the way published VAR code does it: nothing is kept between stages but
+    keys and values"""
 
     def __init__(self, t: NFIGTransformer):
         self.t = t
@@ -301,7 +306,8 @@ def both_ways(
     pipes: dict,  # from `build_pipelines`
     batches=(1,),  # images at once
 ) -> list:  # of `Part`
-    "The reference's parts in float32, and those of fast pipelines in both precisions, for each batch"
+    """The reference's parts in float32, and those of fast pipelines in both precisions, for each
+    batch"""
     ref = reference(pipes['fp32'])
     fast = {d: faster(pipes['fp32'], dtypes[d], anyway=True) for d in pipes}
     done = []
@@ -414,8 +420,14 @@ def table(
     rows: list,  # from `row`
 ) -> str:  # lines
     "Rows as an aligned table"
-    head = f"{'part':<22}{'dtype':<6}{'batch':>5}{'seconds':>10}{'s/image':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'of peak':>9}{'GiB':>7}"
-    line = "{part:<22}{dtype:<6}{batch:>5}{seconds:>10.3f}{seconds_per_image:>10.3f}{gflop:>10.1f}{gflops:>10.0f}{share:>9.0%}{memory_gib:>7.2f}"
+    head = (
+        f"{'part':<22}{'dtype':<6}{'batch':>5}{'seconds':>10}{'s/image':>10}{'GFLOP':>10}"
+        f"{'GFLOP/s':>10}{'of peak':>9}{'GiB':>7}"
+    )
+    line = (
+        "{part:<22}{dtype:<6}{batch:>5}{seconds:>10.3f}{seconds_per_image:>10.3f}{gflop:>10.1f}"
+        "{gflops:>10.0f}{share:>9.0%}{memory_gib:>7.2f}"
+    )
     return '\n'.join([head, *(line.format(**r) for r in rows)])
 
 
@@ -447,10 +459,12 @@ def report(
 ):
     "Print the table and write everything to `path`"
     print(
-        f"{about['preset']} on {about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, load {about['load']}"
+        f"{about['preset']} on {about['gpu'] or about['cpu']}, {about['threads']} threads, torch "
+        f"{about['torch']}, load {about['load']}"
     )
     print(
-        f"peak: {', '.join(f'{d} {r:.0f} GFLOP/s' for d, r in peak.items())}\n{table(rows)}\nwritten to {path}"
+        f"peak: {', '.join(f'{d} {r:.0f} GFLOP/s' for d, r in peak.items())}\n{table(rows)}\n"
+        f"written to {path}"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
@@ -470,7 +484,10 @@ def memory_alone(
     code = f"""import torch
 from bench.generate import *
 from bench.generate import dtypes
-pipe = faster_alone({preset!r}, dtypes[{dtype!r}]); reset_peak('cpu'); pipe(list(range({batch})), batch_size={batch}); print(peak_memory('cpu'))"""
+pipe = faster_alone({preset!r}, dtypes[{dtype!r}])
+reset_peak('cpu')
+pipe(list(range({batch})), batch_size={batch})
+print(peak_memory('cpu'))"""
     p = subprocess.run(
         [sys.executable, '-c', code],
         capture_output=True,
@@ -508,8 +525,8 @@ def bench(
     threads: int = 0,  # processor threads; 0 leaves PyTorch's choice
     batches: str = '1',  # images at once, for generation: numbers between commas
     full: store_true = False,  # training and encoding in bf16, too
-    only: str = '',  # measure only parts whose name and precision match this pattern, as 'transformer|decoder'
-    memory: store_true = False,  # also the memory of a process that does nothing but generate, for the largest batch
+    only: str = '',  # a pattern that part and precision match, as 'transformer|decoder'
+    memory: store_true = False,  # also of a process that only generates, the largest batch
     out: str = 'results',  # folder for bench_<device>.json
 ):
     "Time generation, training and encoding beside this machine's matrix product"

@@ -21,6 +21,8 @@ options = {  # name -> what the call says
     'paper': {},
     'coarse': dict(schedule='coarse'),
     'no guidance': dict(cfg_scale=0.0),
+    'guided logits': dict(guide_hidden=False),
+    'last unguided': dict(unguided_last=1),
     'top_p 0.95': dict(top_k=0, top_p=0.95),
     **{f'preview {k}': dict(stages=k) for k in (4, 6, 8)},
 }
@@ -42,9 +44,10 @@ def measure_options(
     options: dict,  # name -> what the call says; shares are of the first one
     repeats: int = 2,  # rounds
 ) -> list:  # of dicts, ready for JSON
-    "Operations and processor seconds of one image with each option: counted on tensors without memory, timed in turn"
+    """Operations and processor seconds of one image with each option: counted on tensors without
+    memory, timed in turn"""
     shadow = copy.deepcopy(pipe).to('meta')
-    flops = {name: count_flops(lambda: shadow([0], **kw)) for name, kw in options.items()}
+    flops = {name: count_flops(lambda kw=kw: shadow([0], **kw)) for name, kw in options.items()}
     times = {name: [] for name in options}
     first = next(iter(options))
     pipe([0], **options[first])  # once untimed
@@ -71,7 +74,7 @@ def sampling_cost(
     preset: str = 'nfig_d16',  # a row of nfig.core.presets
     only: str = '',  # options between commas; all of them if empty
     repeats: int = 2,  # rounds
-    threads: int = 1,  # processor threads; with one, the processor's seconds do not depend on what else the machine does
+    threads: int = 1,  # processor threads; one is least disturbed by other work
     out: str = 'results',  # folder for sampling_cost_<preset>.json
 ):
     "Measure what each sampling option costs, as a share of a full image"
@@ -95,5 +98,6 @@ def sampling_cost(
         tmp.write_text(json.dumps(found, indent=1) + '\n')
     for r in rows:
         print(
-            f"{r['option']:12} {r['gflop']:8.1f} GFLOP {r['share_gflop']:6.1%}  {r['seconds']:7.2f} s {r['share_seconds']:6.1%}"
+            f"{r['option']:12} {r['gflop']:8.1f} GFLOP {r['share_gflop']:6.1%}  "
+            f"{r['seconds']:7.2f} s {r['share_seconds']:6.1%}"
         )

@@ -105,7 +105,8 @@ def measure(
     repeats: int,  # as for `growth`
     keep=lambda rows: None,  # called with all rows so far, whenever there are more
 ) -> list:  # rows as in `bench.row`, with depth, side and tokens
-    "Time every cell; a model is built once for all batches of a size. What fails costs its own rows"
+    """Time every cell; a model is built once for all batches of a size. What fails costs its own
+    rows"""
     rows = []
     for d, s in dict.fromkeys((d, s) for d, _, s in cells):
         try:
@@ -127,7 +128,10 @@ def measure(
     return rows
 
 
-head = f"{'depth':>5}{'side':>6}{'batch':>6}  {'part':<12}{'seconds':>9}{'s/image':>9}{'GFLOP':>10}{'GFLOP/s':>9}{'of peak':>9}{'GiB':>7}"
+head = (
+    f"{'depth':>5}{'side':>6}{'batch':>6}  "
+    f"{'part':<12}{'seconds':>9}{'s/image':>9}{'GFLOP':>10}{'GFLOP/s':>9}{'of peak':>9}{'GiB':>7}"
+)
 
 
 def shown(
@@ -135,9 +139,10 @@ def shown(
 ) -> list:  # of lines
     "Rows of a table"
     return [
-        "{depth:>5}{side:>6}{batch:>6}  {part:<12}{seconds:>9.3f}{seconds_per_image:>9.3f}{gflop:>10.1f}{gflops:>9.0f}{share:>9.0%}{memory_gib:>7.2f}".format(
-            **r
-        )
+        (
+            "{depth:>5}{side:>6}{batch:>6}  {part:<12}{seconds:>9.3f}{seconds_per_image:>9.3f}"
+            "{gflop:>10.1f}{gflops:>9.0f}{share:>9.0%}{memory_gib:>7.2f}"
+        ).format(**r)
         for r in rows
     ]
 
@@ -172,7 +177,8 @@ def growth(
     if not device.startswith('cuda'):
         about['gpu'] = None
     print(
-        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, {dtype}, load {about['load']}\n{head}"
+        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, {dtype}, load "
+        f"{about['load']}\n{head}"
     )
     path = Path(out) / f"growth_{device.split(':')[0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -107,16 +107,20 @@ def _patches(task, line):
     "(object, name of a method, what replaces it) for every border"
     model, critic = task.model, task.critic
 
-    def latent(x, f=marked(line, 'encoder', model.latent)):
-        return left(line, 'quantiser', f(x))
+    encode = marked(line, 'encoder', model.latent)
+    quantise_plainly = marked(line, 'quantiser', model.quantizer.forward)
+    decode = marked(line, 'decoder', model.decode_latent)
 
-    def quantise(f, *stop, q=marked(line, 'quantiser', model.quantizer.forward)):
-        z = q(f, *stop)
+    def latent(x):
+        return left(line, 'quantiser', encode(x))
+
+    def quantise(f, *stop):
+        z = quantise_plainly(f, *stop)
         z.f_hat = left(line, 'decoder', z.f_hat)
         return z
 
-    def paint(f, p=marked(line, 'decoder', model.decode_latent)):
-        return left(line, 'other', p(f))
+    def paint(f):
+        return left(line, 'other', decode(f))
 
     yield from [
         (model, 'latent', latent),
@@ -128,9 +132,10 @@ def _patches(task, line):
         for o, n in ((task.opt, 'step'), (task.ema, 'update'))
     ]
     if task.perceptual:
+        compare = marked(line, 'perceptual', task.perceptual.forward)
 
-        def perceptual(x, x_hat, p=marked(line, 'perceptual', task.perceptual.forward)):
-            return p(x, left(line, 'perceptual', x_hat))
+        def perceptual(x, x_hat):
+            return compare(x, left(line, 'perceptual', x_hat))
 
         yield task.perceptual, 'forward', perceptual
     if critic:
@@ -234,7 +239,10 @@ def step_table(
 ) -> str:  # lines
     "The report of a step as an aligned table"
     line = '{part:<15}{seconds:>9.3f}{gflop:>11.1f}{gflops:>9.0f}{share:>9.1%}'
-    head = f"{r['preset']}, {r['batch']} images a step\n{'part':<15}{'seconds':>9}{'GFLOP':>11}{'GFLOP/s':>9}{'share':>9}"
+    head = (
+        f"{r['preset']}, {r['batch']} images a step\n"
+        f"{'part':<15}{'seconds':>9}{'GFLOP':>11}{'GFLOP/s':>9}{'share':>9}"
+    )
     whole = dict(
         part='step',
         seconds=r['seconds'],
@@ -346,10 +354,14 @@ def encode_table(
     line = '{part:<15}{seconds:>9.3f}{best:>9.3f}{busy:>11.3f}{gflop:>10.1f}{memory_gib:>7.2f}'
     return '\n'.join(
         [
-            f"encode {r['batch']} images of {r['image_size']} pixels\n{'part':<15}{'seconds':>9}{'best':>9}{'processor':>11}{'GFLOP':>10}{'GiB':>7}",
+            f"encode {r['batch']} images of {r['image_size']} pixels\n"
+            f"{'part':<15}{'seconds':>9}{'best':>9}{'processor':>11}{'GFLOP':>10}{'GiB':>7}",
             *(line.format(**o) for o in r['rows']),
-            f"fast/plain {r['ratio']} (best of each {r['ratio_best']}, processor time {r['ratio_busy']}); the quantiser is {r['quantiser_share']:.1%} of the fast way",
-            f"latents differ by at most {r['latent_difference']} (deviation {r['latent_deviation']}), {r['equal_tokens']:.2%} of {r['tokens']} tokens equal, {r['codes_used']} codes in use",
+            f"fast/plain {r['ratio']} (best of each {r['ratio_best']}, processor time "
+            f"{r['ratio_busy']}); the quantiser is {r['quantiser_share']:.1%} of the fast way",
+            f"latents differ by at most {r['latent_difference']} (deviation "
+            f"{r['latent_deviation']}), {r['equal_tokens']:.2%} of {r['tokens']} tokens equal, "
+            f"{r['codes_used']} codes in use",
         ]
     )
 
@@ -400,7 +412,8 @@ def bench_tokenizer(
     )
     steps, encodes = [], []
     print(
-        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, load {about['load']}, fp32 product {about['peak']:.0f} GFLOP/s"
+        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, "
+        f"load {about['load']}, fp32 product {about['peak']:.0f} GFLOP/s"
     )
     for n, b in others:
         encodes.append(encode_report(bench_experiment(n), b, repeats + 2))

@@ -1,4 +1,5 @@
-"How much of a training step is spent on taking a batch out of the token cache: measured, on a cache of a real size."
+"""How much of a training step is spent on taking a batch out of the token cache: measured, on a
+cache of a real size."""
 
 import json
 import os
@@ -126,5 +127,7 @@ def bench_tokens(
     with replacing(path) as tmp:
         tmp.write_text(json.dumps(dict(r, about=about), indent=1) + '\n')
     print(
-        f"reading {r['batch']} of {images:,} images: {1e3 * r['read_cold']:.2f} ms cold, {1e3 * r['read_warm']:.2f} ms warm; a step {1e3 * r['step']:.0f} ms: {r['share_cold']:.3%} and {r['share_warm']:.3%}; written to {path}"
+        f"reading {r['batch']} of {images:,} images: {1e3 * r['read_cold']:.2f} ms cold, "
+        f"{1e3 * r['read_warm']:.2f} ms warm; a step {1e3 * r['step']:.0f} ms: "
+        f"{r['share_cold']:.3%} and {r['share_warm']:.3%}; written to {path}"
     )

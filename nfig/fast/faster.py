@@ -222,7 +222,7 @@ def check_threads():
 
 def faster(
     pipe: NFIGPipeline,  # finished; stays as it is
-    dtype=None,  # to compute in; if None what is fastest: bfloat16 on a GPU, else the pipeline's own
+    dtype=None,  # to compute in; if None bfloat16 on a GPU, else the pipeline's own
     anyway: bool = False,  # compute in `dtype` even where this machine is slower in it
 ) -> FastPipeline:  # draws the same images but for rounding; for generation only
     """The pipeline with everything that makes drawing faster on its device, chosen by what the

@@ -138,7 +138,7 @@ class FastBlock(nn.Module):
     def __init__(
         self,
         block: AdaLNBlock,  # whose weights are used
-        log_scale: Tensor = None,  # (1,H,1,1) the heads' sharpness, not rounded; the block's own if None
+        log_scale: Tensor = None,  # (1,H,1,1) the heads' sharpness, not rounded; or its own
     ):
         super().__init__()
         a = block.attn
@@ -219,12 +219,14 @@ def pieces(
 def refuse(*args, **kwargs):
     "ValueError, for everything that a model for generation cannot do"
     raise ValueError(
-        "this model was made for generation: its weights are packed and cannot be trained, saved or moved. Do that with the pipeline it was made from, and make it fast again afterwards"
+        "this model was made for generation: its weights are packed and cannot be trained, saved "
+        "or moved. Do that with the pipeline it was made from, and make it fast again afterwards"
     )
 
 
 class FastTransformer:
-    "An `NFIGTransformer` for generation: the same logits from packed weights. For finished models: later changes of the weights are not noticed"
+    """An `NFIGTransformer` for generation: the same logits from packed weights. For finished
+    models: later changes of the weights are not noticed"""
 
     guides_hidden = True
     train = requires_grad_ = parameters = named_parameters = state_dict = load_state_dict = (

@@ -25,15 +25,18 @@ def winograd_matrices(
     outputs: int = 4,  # outputs of a tile
     taps: int = 3,  # of the filter
 ) -> tuple:  # float64: A^T (outputs,n), G (n,taps), B^T (n,n) with n = outputs+taps-1
-    "The matrices of y = A^T[(G g) * (B^T d)] (Toom-Cook, transposed); ValueError if the points are not n-1 different ones"
+    """The matrices of y = A^T[(G g) * (B^T d)] (Toom-Cook, transposed); ValueError if the points
+    are not n-1 different ones"""
     n = outputs + taps - 1
     p = torch.tensor(points, dtype=torch.float64)
     if len(set(points)) != n - 1:
         raise ValueError(
             f"{outputs} outputs of {taps} taps need {n - 1} different points, not {points}"
         )
-    infinity = lambda k: torch.eye(k, dtype=torch.float64)[-1:]
-    V = lambda k: torch.cat([torch.linalg.vander(p, N=k), infinity(k)])
+
+    def V(k):  # powers of the points, and of infinity
+        return torch.cat([torch.linalg.vander(p, N=k), torch.eye(k, dtype=torch.float64)[-1:]])
+
     return V(outputs).T, V(taps), torch.linalg.inv(V(n)).T
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #3acea781
@@ -67,7 +70,8 @@ def transform_kernels(
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #e019dff6
 class Scratch:
-    "Named float32 memory for intermediate results; what was in it is overwritten. Not for two threads at once"
+    """Named float32 memory for intermediate results; what was in it is overwritten. Not for two
+    threads at once"""
 
     def __init__(self):
         self.kept = {}
@@ -103,7 +107,7 @@ def load_tiles(
     r: int,  # first row of tiles
     e: int,  # row of tiles after the last
     scratch: Scratch,  # for the padded rows
-    before: tuple = None,  # (scale, shift), each (n,1,1,C), of a norm whose SiLU follows; None leaves x as it is
+    before: tuple = None,  # (scale, shift), each (n,1,1,C), of a norm before a SiLU, if any
 ) -> Tensor:  # (6,6,n,e-r,W/4,C) view
     "The overlapping 6x6 tiles of some rows, with zeros around the picture"
     n, H, W, C = x.shape
@@ -133,18 +137,19 @@ def winograd_conv(
     before: tuple = None,  # see `load_tiles`, for the whole batch
     add: bool = False,  # add to `out` instead of replacing it
 ) -> Tensor:  # `out`
-    "3x3 convolution with stride 1 and padding 1 by Winograd's F(4x4,3x3) (Lavin and Gray 2016); no gradients"
-    C, O = U.shape[1:]
+    """3x3 convolution with stride 1 and padding 1 by Winograd's F(4x4,3x3) (Lavin and Gray
+    2016); no gradients"""
+    outputs = U.shape[2]
     for b, r, e in blocks(x.shape):
         d = load_tiles(x[b], r, e, scratch, before and tuple(o[b] for o in before))
         D = scratch('tiles', *d.shape).copy_(d).view(6, 6, -1)
         half = scratch('half', *D.shape)
-        V = transform_tiles(_forward, D, half, scratch('points', *D.shape)).view(36, -1, C)
-        M = torch.bmm(V, U, out=scratch('products', *V.shape[:2], O)).view(6, 6, -1)
+        V = transform_tiles(_forward, D, half, scratch('points', *D.shape)).view(36, -1, U.shape[1])
+        M = torch.bmm(V, U, out=scratch('products', *V.shape[:2], outputs)).view(6, 6, -1)
         Y = transform_tiles(
             _back, M, scratch('half', 6, 4, M.shape[-1]), scratch('outputs', 4, 4, M.shape[-1])
         )
-        Y = Y.view(4, 4, *d.shape[2:5], O).permute(2, 3, 0, 4, 1, 5)  # (n,rows,4,cols,4,O)
+        Y = Y.view(4, 4, *d.shape[2:5], outputs).permute(2, 3, 0, 4, 1, 5)  # (n,rows,4,cols,4,O)
         o = out[b, 4 * r : 4 * e].unflatten(1, (-1, 4)).unflatten(3, (-1, 4))  # the same, a view
         if add:
             o.add_(Y).add_(bias)
@@ -317,9 +322,10 @@ def replaced(
 
 
 def fast(
-    model: nn.Module,  # a tokenizer, encoder or decoder with CNNs inside; others gain nothing but lose nothing
+    model: nn.Module,  # a tokenizer, encoder or decoder; without CNNs it gains nothing
 ) -> nn.Module:  # in eval mode, for inference in float32 on a processor; not for saving or training
-    "A copy that shares the weights and needs a third of the multiplications; the weights' memory becomes channels-last"
+    """A copy that shares the weights and needs a third of the multiplications; the weights'
+    memory becomes channels-last"""
     memo = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     s = Scratch()
     by = {
@@ -327,6 +333,6 @@ def fast(
         Downsample: lambda m: FastDownsample(m, s),
         Upsample: FastUpsample,
         CNNEncoder: Chunks,
-        CNNDecoder: lambda m: Chunks(m, 2 ** (len(m.up) - 1)),
+        CNNDecoder: lambda m: Chunks(m, m.stem * 2 ** (len(m.up) - 1)),
     }
     return replaced(deepcopy(model, memo).eval(), by).to(memory_format=torch.channels_last)

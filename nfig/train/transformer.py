@@ -351,8 +351,12 @@ def train_nfig(
         batch=cfg.batch_size,
         trained_on=torch.cuda.get_device_name() if dev.type == 'cuda' else machine()['cpu'],
     )
+    with (
+        dev
+    ):  # built where it is trained: a large model in every process's memory would be too much
+        model = NFIGTransformer(arch)
     task = TransformerTask(
-        NFIGPipeline(tokenizer, NFIGTransformer(arch).to(dev), data.classes, e.sample, about),
+        NFIGPipeline(tokenizer, model.to(dev), data.classes, e.sample, about),
         tokens,
         tokens.labels,
         cfg,
