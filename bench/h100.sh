@@ -34,7 +34,7 @@ step() {
 step "images and training steps a second" 960 "$PY" -m bench.gpu --preset "$PRESET" --device "$DEVICE" --out "$OUT" --budget $((900 * SHARE / 100)) "${ROWS[@]}"
 step "tests" 300 "$PY" -m pytest -q tests/test_gpu.py
 step "growth" 480 "$PY" -m bench.scaling --preset "$PRESET" --device "$DEVICE" --depths $DEPTHS --batches $BATCHES --sides $SIDES --repeats 3 --out "$OUT"
-step "samples" 600 "$(dirname "$PY")/nfig_sample_npz" fashion-mnist "$OUT/h100-samples" --n "$SAMPLES" --batch_size 512 --part 4096 --device "$DEVICE" --fast bf16  # killed and started again, it goes on
+step "samples" 600 "$(dirname "$PY")/nfig_sample" --model fashion-mnist --npz "$OUT/h100-samples" --n "$SAMPLES" --set run.batch_size=512 run.part=4096 --device "$DEVICE" --fast bf16  # killed and started again, it goes on
 for f in "${failed[@]:-}"; do [ -z "$f" ] || echo "failed: $f"; done
 echo "what was measured is in $OUT"
 [ ${#failed[@]} -eq 0 ]

@@ -23,15 +23,9 @@ from nfig.core.config import did_you_mean
 from nfig.core.presets import get_preset
 from nfig.core.record import about, write_result
 from nfig.data.sources import load_data
-from nfig.evaluate.metrics import (
-    Moments,
-    frechet_distance,
-    image_batches,
-    power_profile,
-    precision_recall,
-)
+from nfig.evaluate.metrics import image_batches, power_profile, precision_recall
 from nfig.evaluate.tokenizer import evaluate_tokenizer
-from nfig.tokenizer.features import EffNetFeatures
+from nfig.tokenizer.features import EffNetFeatures, Moments, frechet_distance
 from nfig.tokenizer.frvae import FRVAE
 from nfig.train.tokenizer import train_tokenizer
 from nfig.train.transformer import train_nfig

@@ -32,7 +32,10 @@ def pick_device(
             "running on the processor. Say device='cpu' if that is meant, "
             "or 'cuda' to be stopped instead"
         )
-    return torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    try:
+        return torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    except RuntimeError:
+        raise ValueError(f"device {name!r} given: say cpu or cuda") from None
 
 
 def worth_compiling(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['assets', 'flatten', 'unflatten', 'replacing', 'write_state', 'save_state', 'load_state', 'checksum', 'write_text',
-           'require', 'fetch_hint', 'weight_file', 'read_state', 'write_folder', 'check_replaceable', 'read_weights',
-           'load_weights', 'weights_hash', 'read_config']
+           'require', 'fetch_hint', 'weight_file', 'read_state', 'check_replaceable', 'write_folder', 'read_weights',
+           'opened', 'compare_sizes', 'check_header', 'load_weights', 'weights_hash', 'read_config']
 
 # %% ../../nbs/0_core/02_io.ipynb #7c694c8e
 import hashlib
@@ -65,7 +65,7 @@ def unflatten(
 def replacing(
     path,  # file to write
 ):  # yields the temporary path to write to
-    "Put a file in place when it is complete; OSError in words if it cannot be written, and what was there stays"
+    "Put a file in place when it is complete; OSError if it cannot be, and what was there stays"
     path = Path(path)
     tmp = path.with_name(path.name + '.tmp')
     try:
@@ -73,12 +73,10 @@ def replacing(
         _sync(tmp)
         os.replace(tmp, path)
         _sync(path.parent)
-    except (
-        OSError,
-        SafetensorError,
-    ) as e:  # safetensors reports a full disk as an error of its own
+    except (OSError, SafetensorError) as e:  # safetensors has its own error for a full disk
         raise OSError(
-            f"could not write {path}: {e}. Earlier checkpoints are untouched; free some space or choose another folder, then start again with the same command"
+            f"could not write {path}: {e}. Earlier checkpoints are untouched; free some space or"
+            " choose another folder, then start again with the same command"
         ) from e
     finally:
         with suppress(OSError):
@@ -160,7 +158,7 @@ _declared = []  # the declarations last only as long as their Library object: ke
 
 
 def _declare_torchvision_ops():
-    "Declare the operators that a CUDA-built torchvision expects, so that it imports beside a CPU-only torch"
+    "Declare the operators that a CUDA-built torchvision expects of torch"
     for m in [m for m in sys.modules if m.split('.')[0] == 'torchvision']:
         del sys.modules[m]  # forget the half-finished import
     lib = importlib.import_module('torch.library').Library('torchvision', 'DEF')
@@ -183,13 +181,19 @@ def require(
         return importlib.import_module(name)
     except ImportError as e:
         raise ImportError(
-            f"{name} could not be imported ({e}). Install it with: pip install -c constraints.txt {name.replace('_', '-')}"
+            f"{name} could not be imported ({e}). Install it with:"
+            f" pip install -c constraints.txt {name.replace('_', '-')}"
         ) from e
 
 # %% ../../nbs/0_core/02_io.ipynb #84b422db
 def fetch_hint(name: str) -> str:  # timm's name of a model
     "What to do where weights are missing"
-    return f"Fetch model.safetensors from timm/{name} on the Hugging Face hub with a machine that has network, and give the path of the file or of its folder (--init_weights or --dino on the command line, pretrained= in Python); 'random' there, or False here, starts from random weights"
+    return (
+        f"Fetch model.safetensors from timm/{name} on the Hugging Face hub with a machine that has"
+        " network, and give the path of the file or of its folder (--set train.init_weights=FILE or"
+        " train.dino=FILE on the command line, pretrained= in Python); 'random' there, or False"
+        " here, starts from random weights"
+    )
 
 
 def weight_file(
@@ -220,19 +224,34 @@ def read_state(
         ) from e
 
 # %% ../../nbs/0_core/02_io.ipynb #463146af
+def check_replaceable(
+    folder: Path,  # where it shall be
+    new: Path,  # the folder that would replace it
+):
+    "ValueError if `folder` holds anything that `new` does not"
+    other = {folder.name} if folder.is_file() else set()
+    if folder.is_dir():
+        other = {p.name for p in folder.iterdir()} - {p.name for p in new.iterdir()}
+    if other:
+        raise ValueError(
+            f"{folder} holds other files ({', '.join(sorted(other)[:5])}) that would be lost:"
+            " choose a new or an empty folder"
+        )
+
+# %% ../../nbs/0_core/02_io.ipynb #dc2a06e6
 def write_folder(
     folder,  # where it shall be
     fill,  # function of an empty folder that writes the files into it
 ):
-    "Write a folder as a whole or not at all; ValueError if that would delete other files, OSError in words if it cannot be written"
+    "Write a folder as a whole or not at all; ValueError if that would delete other files"
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', suffix='.tmp', dir=folder.parent))
         new, old = work / 'new', work / 'old'
         try:
-            new.mkdir()
-            fill(new)  # a plain mkdir has the usual permissions, mkdtemp's are for its owner only
+            new.mkdir()  # with the usual permissions; mkdtemp's are for its owner only
+            fill(new)
             check_replaceable(folder, new)
             if folder.exists():
                 folder.rename(old)
@@ -241,48 +260,79 @@ def write_folder(
             if old.exists() and not folder.exists():
                 old.rename(folder)
             shutil.rmtree(work, ignore_errors=True)
-    except (
-        OSError,
-        SafetensorError,
-    ) as e:  # safetensors reports a full disk as an error of its own
+    except (OSError, SafetensorError) as e:
         raise OSError(
-            f"could not write {folder}: {e.__cause__ or e}. What was there before is untouched; free some space or choose another folder, and save again"
+            f"could not write {folder}: {e.__cause__ or e}. What was there before is untouched;"
+            " free some space or choose another folder, and save again"
         ) from e
-
-
-def check_replaceable(
-    folder: Path,  # where it shall be
-    new: Path,  # the folder that would replace it
-):
-    "ValueError if `folder` holds anything that `new` does not"
-    other = (
-        {p.name for p in folder.iterdir()} - {p.name for p in new.iterdir()}
-        if folder.is_dir()
-        else {folder.name}
-        if folder.exists()
-        else ()
-    )
-    if other:
-        raise ValueError(
-            f"{folder} holds other files ({', '.join(sorted(other)[:5])}) that would be lost: choose a new or an empty folder"
-        )
 
 # %% ../../nbs/0_core/02_io.ipynb #6b9855a2
 def read_weights(
     path,  # a .safetensors file
 ) -> dict:  # name -> tensor
     "Load a safetensors file; FileNotFoundError or ValueError in words if it is missing or broken"
+    with opened(path):
+        return load_file(path)
+
+
+@contextmanager
+def opened(
+    path,  # a .safetensors file
+):  # yields it, open for reading
+    "Read in a file; FileNotFoundError or ValueError in words if it is missing or broken"
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no weights at {path}: expected a folder with config.json and model.safetensors, as save_pretrained writes it"
+            f"no weights at {path}: expected a folder with config.json and model.safetensors,"
+            " as save_pretrained writes it"
         )
     try:
-        return load_file(path)
+        with safe_open(path, 'pt') as f:
+            yield f
     except SafetensorError as e:
         raise ValueError(
-            f"{path} is not a complete safetensors file ({e}): it was cut off or changed; copy it again or use an earlier checkpoint"
+            f"{path} is not a complete safetensors file ({e}): it was cut off or changed;"
+            " copy it again or use an earlier checkpoint"
         ) from e
+
+
+def compare_sizes(
+    own: dict,  # name -> shape of the model's tensors
+    found: dict,  # name -> shape of the file's
+    source,  # named in the error
+):
+    "ValueError says which tensor does not fit, and what is likely wrong"
+    bad = [
+        f"{k}: {tuple(v)} in the model, {tuple(found[k])} in the file"
+        for k, v in own.items()
+        if k in found and tuple(v) != tuple(found[k])
+    ]
+    bad += [f"{k}: missing in the file" for k in own if k not in found]
+    bad += [f"{k}: not in the model" for k in found if k not in own]
+    if bad:
+        raise ValueError(
+            f"{source} belongs to another architecture: {len(bad)} tensors do not fit, the first:"
+            f" {bad[0]}. Load it with the config it was saved with"
+        )
+
+# %% ../../nbs/0_core/02_io.ipynb #5c358695
+def check_header(
+    path,  # a .safetensors file
+    build,  # () -> dict of modules by their names in the whole; {'': model} for the whole
+    source='these weights',  # named in the error
+):
+    "Compare the sizes of modules with a file's header before anything is allocated; ValueError"
+    with torch.device('meta'):
+        parts = build()
+    own = {
+        f'{name}.{k}' if name else k: v.shape
+        for name, part in parts.items()
+        for k, v in part.state_dict().items()
+    }
+    inside = tuple(f'{name}.' if name else '' for name in parts)
+    with opened(path) as f:
+        found = {k: f.get_slice(k).get_shape() for k in f.keys() if k.startswith(inside)}
+    compare_sizes(own, found, source)
 
 
 def load_weights(
@@ -291,19 +341,8 @@ def load_weights(
     source='these weights',  # named in the error
 ) -> nn.Module:  # the model
     "Strict loading whose error says which tensor does not fit, and what is likely wrong"
-    own = model.state_dict()
-    bad = [
-        f"{k}: {tuple(v.shape)} in the model, {tuple(weights[k].shape)} in the file"
-        for k, v in own.items()
-        if k in weights and v.shape != weights[k].shape
-    ]
-    bad += [f"{k}: missing in the file" for k in own if k not in weights] + [
-        f"{k}: not in the model" for k in weights if k not in own
-    ]
-    if bad:
-        raise ValueError(
-            f"{source} belongs to another architecture: {len(bad)} tensors do not fit, the first: {bad[0]}. Load it with the config it was saved with"
-        )
+    shapes = {k: v.shape for k, v in weights.items()}
+    compare_sizes({k: v.shape for k, v in model.state_dict().items()}, shapes, source)
     model.load_state_dict(weights)
     return model
 
@@ -337,6 +376,5 @@ def read_config(
         ) from e
 
 # %% ../../nbs/0_core/02_io.ipynb #3685e330
-assets = (
-    Path(nfig.__file__).parent / 'assets'
-)  # what comes with the package: checkpoints, images, names
+# what comes with the package: checkpoints, images, names
+assets = Path(nfig.__file__).parent / 'assets'

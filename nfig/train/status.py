@@ -12,13 +12,14 @@ import math
 import time
 import torch
 from dataclasses import dataclass
-from fastcore.script import call_parse
 from itertools import pairwise
 from matplotlib.figure import Figure
 from pathlib import Path
 from statistics import mean, median
 from torch.utils.flop_counter import FlopCounterMode
+from ..core.command import command
 from ..core.config import TokenizerConfig, TransformerConfig, from_dict
+from ..core.device import pick_device
 from ..core.io import assets
 from ..tokenizer.autoencoder import build_decoder, build_encoder
 from ..transformer.model import NFIGTransformer
@@ -245,15 +246,14 @@ def status_figure(
     return fig
 
 
-@call_parse
+@command('nfig_status')
 def status_command(
     run: str,  # run folder
     figure: str = '',  # file for a figure of the loss beside the reference's
+    device: str = None,  # as for all commands; a run is only read here
 ):
     "Say in a line where a run stands, and what is wrong with it"
-    try:
-        print(status(run))
-    except FileNotFoundError as e:
-        raise SystemExit(f'error: {e}') from None
+    pick_device(device)
+    print(status(run))
     if figure:
         status_figure(run).savefig(figure, dpi=150)

@@ -47,6 +47,7 @@ from nfig.data.tokens import (
 )
 from .run import Run
 from .loop import EMA, adamw, check_finite, fit, fit_to_memory, lr_at, own_seed
+from ..tokenizer.quantizer import check_tokens
 
 # %% ../../nbs/5_train/56_transformer.ipynb #3aa14c32
 def no_weight_decay(
@@ -211,7 +212,7 @@ def step(
     own_seed(self.cfg.seed, k)
     self.opt.zero_grad()
     if not isinstance(self.tokens, FreshTokens):  # here, where looking at values costs nothing
-        self.q.check_tokens(list(tokens.split(self.split, 1)))
+        check_tokens(self.q, list(tokens.split(self.split, 1)))
     m = self.parts(tokens, labels, k)
     lr = lr_at(k, self.total, self.cfg)
     for g in self.opt.param_groups:

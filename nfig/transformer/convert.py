@@ -12,8 +12,10 @@ import pickle
 import torch
 from pathlib import Path
 from safetensors.torch import load_file
-from fastcore.script import call_parse, store_true
+from fastcore.script import Param
+from ..core.command import command
 from ..core.config import SampleConfig, TokenizerConfig, TransformerConfig
+from ..core.device import pick_device
 from ..core.io import load_weights, replacing
 from ..tokenizer.quantizer import ResidualQuantizer, build_quantizer
 from ..tokenizer.frvae import FRVAE, build_tokenizer
@@ -301,16 +303,18 @@ def pipeline_to_var(
             torch.save(sd, tmp)
 
 
-@call_parse
+@command('nfig_convert')
 def convert(
     source: str,  # VAR's VQ-VAE (.pth); with --back or --onnx a pipeline: its folder or name
-    var: str = '',  # VAR's transformer (.pth)
+    var: Param("VAR's transformer (.pth)", str, opt=False, nargs='?') = '',
     out: str = 'converted',  # folder to write
-    half: store_true = False,  # store 16-bit weights
-    back: store_true = False,  # from a pipeline to VAR's two files
-    onnx: store_true = False,  # from a pipeline to ONNX files, see `export.export_onnx`
+    half: bool = False,  # store 16-bit weights
+    back: bool = False,  # from a pipeline to VAR's two files
+    onnx: bool = False,  # from a pipeline to ONNX files, see `export.export_onnx`
+    device: str = None,  # as for all commands; files are only rewritten here
 ):
     "Convert VAR's checkpoints into a pipeline, and a pipeline back or to ONNX"
+    pick_device(device)
     if onnx:
         export_onnx(NFIGPipeline.from_pretrained(source), out)
     elif back:
@@ -318,7 +322,7 @@ def convert(
     elif var:
         pipeline_from_var(source, var).save_pretrained(out, torch.float16 if half else None)
     else:
-        raise SystemExit(
-            "error: two files are needed, VAE and VAR: nfig_convert vae_ch160v4096z32.pth var_d16.pth"
+        raise ValueError(
+            "two files are needed, VAE and VAR: nfig_convert vae_ch160v4096z32.pth var_d16.pth"
         )
     print(f'written to {out}')

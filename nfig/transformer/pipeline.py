@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 from ..core.config import SampleConfig, TransformerConfig, did_you_mean, from_dict, save_config
-from ..core.io import assets, load_weights, read_config, read_weights, write_folder
+from ..core.io import assets, check_header, load_weights, read_config, read_weights, write_folder
 from ..tokenizer.quantizer import ResidualQuantizer, Stage
 from ..tokenizer.frvae import FRVAE
 from .model import KVCache, NFIGTransformer
@@ -313,8 +313,10 @@ def load_transformer(
     folder,  # what `save_pretrained` wrote
 ) -> NFIGTransformer:  # float32, in eval mode
     "Read a transformer from a folder; errors name the file and the tensor"
-    model = NFIGTransformer(read_config(TransformerConfig, Path(folder) / 'config.json'))
-    return load_weights(model, read_weights(Path(folder) / 'model.safetensors'), folder).eval()
+    cfg = read_config(TransformerConfig, Path(folder) / 'config.json')
+    weights = Path(folder) / 'model.safetensors'
+    check_header(weights, lambda: {'': NFIGTransformer(cfg)}, folder)
+    return load_weights(NFIGTransformer(cfg), read_weights(weights), folder).eval()
 
 
 NFIGTransformer.from_pretrained = staticmethod(load_transformer)
