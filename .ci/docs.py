@@ -171,7 +171,7 @@ def stage():
         nb = read(path)
         for_the_page(nb, path.relative_to(proc), cfg)
         write(nb, path)
-    (proc / 'architecture.md').write_text(architecture(), encoding='utf-8')
+    (proc / 'modules.md').write_text(module_page(), encoding='utf-8')
 
 
 # The import graph, from the code
@@ -257,7 +257,16 @@ def drawing(g, pages, wide=158, high=64):
     return f'<svg class="nfig-graph" viewBox="0 0 {width} {height}" role="img" aria-label="import graph of the package">{"".join(lines)}{"".join(boxes)}</svg>'
 
 
-def architecture():
+def definitions(name):
+    "Lines of a list: the public classes and functions of a module and the sentence that each has"
+    for n in ast.parse(modules()[name].read_text(encoding='utf-8')).body:
+        patched = any('patch' in ast.unparse(d) for d in getattr(n, 'decorator_list', ()))
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_' and not patched:
+            says = (ast.get_docstring(n) or '').split('\n')[0]
+            yield f'- `{n.name}`: {says}' if says else f'- `{n.name}`'
+
+
+def module_page():
     "The page: the graph and a table, from the modules as they are"
     g = graph()
     pages = {
@@ -282,13 +291,18 @@ def architecture():
     rows = '\n'.join(
         f'| [{k}]({pages[k]}) | {says[k]} | {", ".join(v) or "–"} |' for k, v in g.items()
     )
+    names = '\n\n'.join(
+        f'## [{k}]({pages[k]})\n\n{says[k]}\n\n' + '\n'.join(definitions(k)) for k in g
+    )
     return f"""---
-title: Architecture
-description: Which module imports which, read from the code when this page was built.
+title: Modules
+description: Every module, what it imports and what it defines, read from the code.
 ---
 
-Every module is exported from one notebook, and imports only from notebooks that come earlier in the book. So there are no cycles, and the package can be read from the top: the
-first row needs nothing else of `nfig`. A line leads up to what a module imports; lines that follow from others are left out. Each box is a link.
+Every module is exported from one notebook, and imports only from notebooks with smaller numbers.
+So there are no cycles, and the package can be read from the top: the first row needs nothing else
+of `nfig`. A line leads up to what a module imports; lines that follow from others are left out.
+Each box is a link.
 
 ```{{=html}}
 {page}
@@ -297,6 +311,8 @@ first row needs nothing else of `nfig`. A line leads up to what a module imports
 | module | what it is for | imports |
 |---|---|---|
 {rows}
+
+{names}
 """
 
 
@@ -322,7 +338,7 @@ def rename_staged():
         + r')(?=[)#\s"]|$)',
         re.M,
     )
-    for p in [*proc.rglob('*.ipynb'), proc / 'sidebar.yml', proc / 'architecture.md']:
+    for p in [*proc.rglob('*.ipynb'), proc / 'sidebar.yml', proc / 'modules.md']:
         if p.suffix != '.ipynb':
             p.write_text(
                 pattern.sub(lambda m: new[m[1]], p.read_text(encoding='utf-8')), encoding='utf-8'

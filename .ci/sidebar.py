@@ -16,7 +16,7 @@ titles = {
     '0_core': '0. Toolbox',
 }
 top = 'index.ipynb', 'course.ipynb', 'explore.ipynb'
-last = ('architecture.md',)  # written by docs.py
+last = ('modules.md',)  # written by docs.py
 # What everybody reads, in this order; a name without its number, so that lessons can move
 path = [
     '1_bands/whole',

@@ -49,7 +49,7 @@ def pages(project):
 
 def test_every_notebook_has_a_page_and_a_copy_for_colab(project):
     names = {p.name for p in docs.lessons()}
-    assert len(pages(project)) == len(names) + 1  # and the architecture
+    assert len(pages(project)) == len(names) + 1  # and the modules
     assert {p.name for p in (project / '_docs' / 'colab').iterdir()} == names
     first = json.loads((project / '_docs' / 'colab' / '11_frequency.ipynb').read_text())['cells'][
         0
