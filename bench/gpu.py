@@ -30,8 +30,7 @@ from bench.generate import (
 )
 from nfig.core.presets import Experiment
 from nfig.core.record import machine
-from nfig.tokenizer.autoencoder import build_decoder
-from nfig.tokenizer.frvae import build_tokenizer
+from nfig.tokenizer.frvae import build_decoder, build_tokenizer
 from nfig.train.transformer import TransformerTask
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline, generate

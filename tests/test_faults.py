@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 import nfig.tokenizer.frvae as T
-from nfig.tokenizer.autoencoder import build_decoder, build_encoder
 from nfig.core.config import TokenizerConfig, save_config
 from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.core.io import write_folder
-from nfig.tokenizer.frvae import FRVAE, build_tokenizer
+from nfig.tokenizer.frvae import FRVAE, build_decoder, build_encoder, build_tokenizer
 from nfig.train.tokenizer import TokenizerTask, train_tokenizer
 from nfig.core.io import load_state, save_state
 from nfig.train.run import Run

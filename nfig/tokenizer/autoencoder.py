@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['ResBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Level', 'Middle', 'CNNEncoder', 'CNNDecoder', 'load_vit',
-           'token_kinds', 'DINOv2Encoder', 'ViTDecoder', 'latent_side', 'build_encoder', 'build_decoder']
+           'token_kinds', 'DINOv2Encoder', 'ViTDecoder']
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #66fc6e39
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..core.config import TokenizerConfig
 from ..core.io import fetch_hint, read_state, require, weight_file
-from .patches import PatchDecoder, PatchEncoder
 
 # %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #5c5bb263
 class ResBlock(nn.Module):
@@ -344,52 +342,3 @@ class ViTDecoder(nn.Module):
         "Latent to pixels"
         t = self.features(f)
         return F.pixel_shuffle(self.out(t).transpose(1, 2).unflatten(2, f.shape[-2:]), self.patch)
-
-# %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #d4a68e28
-def latent_side(
-    cfg: TokenizerConfig,  # image size and architecture
-    kind: str,  # 'cnn', 'dinov2' or 'vit'
-) -> int:  # side of the latent
-    "Side of the latent; ValueError if the image does not divide or the last scale is another"
-    cnn = cfg.stem * 2 ** (len(cfg.multipliers) - 1)
-    factor = {'cnn': cnn, 'patches': cfg.stem}.get(kind, 16)
-    if cfg.image_size % factor:
-        raise ValueError(
-            f"image side {cfg.image_size} given, but a {kind} with a factor of {factor} "
-            f"needs a multiple of {factor}"
-        )
-    side = cfg.image_size // factor
-    if side != cfg.side:
-        raise ValueError(
-            f"a {kind} turns {cfg.image_size} pixels into a {side}x{side} latent, but the last "
-            f"scale is {cfg.side}: let scales end at {side}, or change image_size"
-        )
-    return side
-
-# %% ../../nbs/2_tokenizer/23_autoencoder.ipynb #987eeec3
-def build_encoder(
-    cfg: TokenizerConfig,  # architecture
-    pretrained=False,  # weights for DINOv2: False, True, a file or a folder, see `load_vit`
-) -> nn.Module:  # (B,3,H,H) -> (B,C,h,h)
-    "The encoder a config describes; ValueError if its latent is not as wide as the last scale"
-    latent_side(cfg, cfg.encoder)
-    if cfg.encoder == "patches":
-        return PatchEncoder(cfg.latent_dim, cfg.image_size // cfg.side)
-    if cfg.encoder == "dinov2":
-        more = dict(latent_tokens=cfg.latent_tokens, drop_path=cfg.drop_path)
-        return DINOv2Encoder(cfg.latent_dim, cfg.image_size, pretrained=pretrained, **more)
-    return CNNEncoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)
-
-
-def build_decoder(
-    cfg: TokenizerConfig,  # architecture
-    pretrained=False,  # weights for a ViT: False, True, a file or a folder, see `load_vit`
-) -> nn.Module:  # (B,C,h,h) -> (B,3,H,H)
-    "The decoder a config describes; ValueError if its latent is not as wide as the last scale"
-    latent_side(cfg, cfg.decoder)
-    if cfg.decoder == "patches":
-        return PatchDecoder(cfg.latent_dim, cfg.image_size // cfg.side)
-    if cfg.decoder == "vit":
-        more = dict(pretrained=pretrained, drop_path=cfg.drop_path)
-        return ViTDecoder(cfg.latent_dim, cfg.image_size, **more)
-    return CNNDecoder(cfg.latent_dim, cfg.width, cfg.multipliers, cfg.blocks, cfg.groups, cfg.stem)

@@ -47,9 +47,8 @@ def load_vgg(
         have = load_file(path)
     else:
         have = torch.load(path, map_location='cpu', weights_only=True)
-    names = {
-        k: 'features.' + k.split('.', 1)[1] for k in net.state_dict()
-    }  # slice2.5.weight -> features.5.weight
+    # slice2.5.weight -> features.5.weight
+    names = {k: 'features.' + k.split('.', 1)[1] for k in net.state_dict()}
     bad = [
         n for k, n in names.items() if n not in have or have[n].shape != net.state_dict()[k].shape
     ]

@@ -21,7 +21,7 @@ from ..core.command import command
 from ..core.config import TokenizerConfig, TransformerConfig, from_dict
 from ..core.device import pick_device
 from ..core.io import assets
-from ..tokenizer.autoencoder import build_decoder, build_encoder
+from ..tokenizer.frvae import build_decoder, build_encoder
 from ..transformer.model import NFIGTransformer
 
 # %% ../../nbs/5_train/57_status.ipynb #4b16256c
