@@ -11,6 +11,7 @@ __all__ = ['reason', 'try_decode', 'Unreadable', 'symptom', 'Strings', 'Picked',
 import math
 import mmap
 import os
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
@@ -519,6 +520,7 @@ def read_batches(
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
+            multiprocessing_context='fork' if sys.platform == 'linux' else None,
         )
     else:
         found = (data.read(*batch) for batch in order)
