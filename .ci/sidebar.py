@@ -28,6 +28,7 @@ path = [
     '2_tokenizer/quantizer',
     '2_tokenizer/autoencoder',
     '2_tokenizer/frvae',
+    '3_transformer/attention',
     '3_transformer/model',
     '3_transformer/sampling',
     '3_transformer/pipeline',

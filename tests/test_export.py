@@ -14,7 +14,7 @@ from nfig.core.io import assets
 from nfig.tokenizer.frvae import FRVAE, build_tokenizer
 from nfig.transformer.convert import convert
 from nfig.transformer.export import OnnxPipeline, export_onnx, onnx_files
-from nfig.transformer.labels import label_ids
+from nfig.transformer.names import label_ids
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline, bundled, generate_stages
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from nfig.transformer import hub
+from nfig.transformer import names as hub
 from nfig.transformer.pipeline import NFIGPipeline
 
 

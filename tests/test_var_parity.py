@@ -24,7 +24,8 @@ from nfig.transformer.convert import (
     vqvae_to_var,
 )
 from nfig.transformer.pipeline import NFIGPipeline, generate
-from nfig.transformer.model import NFIGTransformer, stage_of
+from nfig.transformer.attention import stage_of
+from nfig.transformer.model import NFIGTransformer
 
 scales = (1, 2, 3, 4, 6, 8)
 fixtures = Path(__file__).parent / 'fixtures'

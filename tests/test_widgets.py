@@ -14,7 +14,7 @@ from nfig.bands.frequency import apply_masks, band_masks, bin_counts, energy_edg
 from nfig.bands.show import unfold
 from nfig.core.pixels import to_float
 from nfig.data.sources import load_data
-from nfig.transformer.labels import label_ids
+from nfig.transformer.names import label_ids
 from nfig.transformer.pipeline import NFIGPipeline, generate_stages
 from nfig.transformer.sampling import uniforms
 from nfig.use.widgets import npm_files

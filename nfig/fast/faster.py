@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.device import native_bf16
 from ..tokenizer.autoencoder import CNNDecoder, ResBlock, Upsample
 from ..tokenizer.frvae import FRVAE
-from ..transformer.model import KVCache
+from ..transformer.attention import KVCache
 from ..transformer.pipeline import NFIGPipeline
 from .winograd import Chunks, FastResBlock, FastUpsample, Scratch, fast, replaced
 from .packed import FastTransformer, best_times, packed_linear, refuse

@@ -14,7 +14,8 @@ from copy import deepcopy
 from torch import Tensor, nn
 from functools import lru_cache
 from math import log
-from ..transformer.model import AdaLNBlock, KVCache, NFIGTransformer, modulate
+from ..transformer.attention import KVCache
+from ..transformer.model import AdaLNBlock, NFIGTransformer, modulate
 
 # %% ../../nbs/7_fast/72_packed.ipynb #5b0f9ae2
 def can_pack(

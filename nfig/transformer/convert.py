@@ -19,9 +19,10 @@ from ..core.device import pick_device
 from ..core.io import load_weights, replacing
 from ..tokenizer.quantizer import ResidualQuantizer, build_quantizer
 from ..tokenizer.frvae import FRVAE, build_tokenizer
-from .model import NFIGTransformer, block_causal_mask, stage_of
+from .attention import block_causal_mask, stage_of
+from .model import NFIGTransformer
 from .export import export_onnx
-from .labels import imagenet_classes
+from .names import imagenet_classes
 from .pipeline import NFIGPipeline
 
 # %% ../../nbs/3_transformer/38_convert.ipynb #d769ad89
@@ -80,7 +81,7 @@ def need(
             f"this is not {kind}: it has no tensor {name!r}, but {', '.join(sorted(sd)[:3])}, ..."
         )
 
-
+# %% ../../nbs/3_transformer/38_convert.ipynb #83865e76
 def transformer_config(
     sd: dict,  # VAR's transformer: name -> tensor
 ) -> TransformerConfig:
@@ -105,7 +106,7 @@ def transformer_config(
         shared_ada='shared_ada_lin.1.weight' in sd,
     )
 
-
+# %% ../../nbs/3_transformer/38_convert.ipynb #9cfef36a
 def transformer_from_var(
     sd: dict,  # VAR's transformer: name -> tensor
 ) -> NFIGTransformer:  # float32, in eval mode
@@ -127,12 +128,12 @@ def fill_codebook(
     model,  # tokenizer or quantiser, whose codebook counts use
     weights: dict,  # renamed tensors
 ) -> dict:  # complete
-    "A published codebook is no longer waiting for data; where the use of codes is not in the checkpoint, all count as used"
+    "Mark a published codebook as filled, and all its codes as used unless the checkpoint counts"
     own = model.state_dict()
     new = {k: v for k, v in own.items() if k.endswith(('codebook.usage', 'codebook.started'))}
     return {**{k: torch.ones_like(v) for k, v in new.items()}, **weights}
 
-
+# %% ../../nbs/3_transformer/38_convert.ipynb #45e5cdd6
 def quantizer_from_var(
     sd: dict,  # VAR's VQ-VAE, or only its `quantize.*`: name -> tensor
     scales=var_scales,  # sides of the token grids
@@ -184,7 +185,7 @@ def tokenizer_config(
         quant_conv=sd['quant_conv.weight'].shape[-1],
     )
 
-
+# %% ../../nbs/3_transformer/38_convert.ipynb #e29030c5
 def vqvae_from_var(
     sd: dict,  # VAR's VQ-VAE: name -> tensor
     scales=var_scales,  # sides of the token grids
@@ -216,7 +217,7 @@ def transformer_to_var(
         **sd,
     }
 
-
+# %% ../../nbs/3_transformer/38_convert.ipynb #57d39fac
 def vqvae_to_var(
     tok: FRVAE,  # with VAR's quantiser and CNNs on both ends
 ) -> dict:  # name -> tensor, as VAR's own code saves it
@@ -233,7 +234,8 @@ def vqvae_to_var(
     )
     if other := [f'{n}={getattr(k, n)!r}' for n, v in need.items() if getattr(k, n) != v]:
         raise ValueError(
-            f"VAR's code cannot run this tokenizer ({', '.join(other)}): only tokenizers with {', '.join(f'{n}={v!r}' for n, v in need.items())} can be written for it"
+            f"VAR's code cannot run this tokenizer ({', '.join(other)}): only tokenizers with "
+            f"{', '.join(f'{n}={v!r}' for n, v in need.items())} can be written for it"
         )
     return {
         n: t
@@ -251,7 +253,8 @@ def read_var(
         return path
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no file {path}: download VAR's checkpoints first, for example from https://huggingface.co/FoundationVision/var"
+            f"no file {path}: download VAR's checkpoints first, for example from "
+            "https://huggingface.co/FoundationVision/var"
         )
     if Path(path).suffix == '.safetensors':
         return load_file(path)
@@ -259,18 +262,20 @@ def read_var(
         sd = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
         raise ValueError(
-            f"{path} is not a complete checkpoint of tensors ({str(e).splitlines()[0]}): it was cut off, or it holds objects that could run code and are not read"
+            f"{path} is not a complete checkpoint of tensors ({str(e).splitlines()[0]}): it "
+            "was cut off, or it holds objects that could run code and are not read"
         ) from e
     sd = sd.get('trainer', sd)
     return sd.get(part, sd)
 
-
+# %% ../../nbs/3_transformer/38_convert.ipynb #facaa0b6
 def pipeline_from_var(
     vae,  # VAR's VQ-VAE: .pth or .safetensors file, or dict of tensors
     var,  # VAR's transformer, likewise
     classes=None,  # names; ImageNet's for 1,000 classes, else numbers
 ) -> NFIGPipeline:  # float32, on the CPU
-    "VAR's two checkpoints as a pipeline with VAR's own sampling settings; errors say which file is wrong"
+    """VAR's two checkpoints as a pipeline with VAR's own sampling settings; errors say which file
+    is wrong"""
     t = transformer_from_var(read_var(var, 'var_wo_ddp'))
     c = t.config
     if classes is None and c.classes == len(imagenet_classes()):
@@ -302,7 +307,7 @@ def pipeline_to_var(
         with replacing(folder / f'{name}.pth') as tmp:
             torch.save(sd, tmp)
 
-
+# %% ../../nbs/3_transformer/38_convert.ipynb #18890efe
 @command('nfig_convert')
 def convert(
     source: str,  # VAR's VQ-VAE (.pth); with --back or --onnx a pipeline: its folder or name

@@ -25,7 +25,7 @@ from ..core.io import read_config, require, write_folder
 from ..tokenizer.codebook import Codebook
 from ..tokenizer.frvae import FRVAE
 from ..tokenizer.quantizer import ResidualQuantizer
-from .labels import label_ids
+from .names import label_ids
 from .model import NFIGTransformer
 from .pipeline import NFIGPipeline, generate_stages
 

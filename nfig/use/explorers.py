@@ -27,7 +27,7 @@ from nfig.bands.frequency import (
 from ..bands.show import log_power, unfold
 from ..tokenizer.codebook import codebook_stats
 from ..tokenizer.frvae import FRVAE
-from ..transformer.labels import label_ids
+from ..transformer.names import label_ids
 from ..transformer.pipeline import NFIGPipeline, generate_stages
 
 # %% ../../nbs/8_use/81_explorers.ipynb #0f846a4c
