@@ -2,6 +2,9 @@
 compiler is replaced by one that runs the traced operations as they are: what it would make of
 them is not the question here."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -122,3 +125,44 @@ def test_tokenizer_with_critic(preset, monkeypatch):
         assert not [n for n in task.model.state_dict() if '_orig_mod' in n]
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+sharded_step = '''
+import torch
+from nfig.core.config import TransformerConfig
+from nfig.core.distributed import init_distributed, sharded, world
+from nfig.transformer.model import NFIGTransformer, compile_blocks
+torch.set_num_threads(1)
+init_distributed('cpu')
+sizes = dict(depth=3, width=32, heads=2, drop_path=0.2, label_drop=0.0)
+config = TransformerConfig((1, 2, 4), 32, 8, **sizes)
+torch.manual_seed(0)
+models = [NFIGTransformer(config) for _ in range(2)]
+models[1].load_state_dict(models[0].state_dict())
+compile_blocks(models[0], 'eager')
+inputs, grads = torch.randn(4, 20, 8), []
+for m in models:
+    sharded(m, [u for b in m.blocks for u in (b.ada, b)], False)
+    torch.manual_seed(1)
+    m.train()(torch.tensor([0, 1, 2, 3]), inputs).square().mean().backward()
+    grads.append([p.grad.full_tensor() for p in m.parameters()])
+for a, b in zip(*grads):
+    torch.testing.assert_close(a, b)
+print('equal on', world()[1])
+'''
+
+
+def test_compiled_blocks_work_with_sharded_weights(tmp_path):
+    "Two processes with half of the weights each: the gradients of the model that is not compiled"
+    script = tmp_path / 'step.py'
+    script.write_text(sharded_step)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    p = subprocess.run(
+        [*command, '--nproc-per-node', '2', str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | dict(OMP_NUM_THREADS='1'),
+    )
+    assert p.returncode == 0, p.stderr[-3000:]
+    assert p.stdout.count('equal on 2') == 2
