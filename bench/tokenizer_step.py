@@ -141,11 +141,7 @@ def _patches(task, line):
     if critic:
         yield from [
             (critic, 'generator_loss', marked(line, 'discriminator', critic.generator_loss)),
-            (
-                critic,
-                'discriminator_step',
-                marked(line, 'discriminator', critic.discriminator_step),
-            ),
+            (critic, 'learn', marked(line, 'discriminator', critic.learn)),
         ]
 
 

@@ -118,7 +118,9 @@ def test_tokenizer_with_critic(preset, monkeypatch):
         task.model.train()
         torch.manual_seed(1)
         x = task.batch(1)
-        numbers = task.parts(1, x, True, 1.0)
+        task.critic.begin_step()
+        (part,) = task.objective.parts(1, x, True)
+        numbers = task.backward(part, 1, True)
         assert numbers['gan_weight'] > 0
         grads.append([p.grad for p in task.model.parameters()])
         assert len(backwards) == 2  # encoder and decoder once: not again for the last layer

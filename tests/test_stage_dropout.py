@@ -12,7 +12,7 @@ from nfig.tokenizer.quantizer import build_quantizer
 from nfig.train.run import Run
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.core.io import flatten
-from nfig.train.tokenizer import StageDropout, TokenizerTask, train_tokenizer
+from nfig.train.tokenizer import StageDropout, TokenizerTask, batch_parts, train_tokenizer
 
 cpu = torch.device("cpu")
 quiet = dict(log_every=4, save_every=4, preview_every=100, progress=False)
@@ -66,8 +66,11 @@ def test_the_draw_is_that_of_the_whole_batch_whatever_the_number_of_processes(mo
     whole = drop.draw(3)
     assert set(whole.tolist()) == set(range(6))
     for rank in range(2):
-        monkeypatch.setattr("nfig.core.distributed.world", lambda rank=rank: (rank, 2))
-        assert torch.equal(drop.draw(3), whole[rank::2])
+        for module in ("core.distributed", "train.tokenizer"):
+            monkeypatch.setattr(f"nfig.{module}.world", lambda rank=rank: (rank, 2))
+        assert torch.equal(drop.draw(3), whole)
+        parts = batch_parts(torch.zeros(32, 3, 4, 4), 4, whole, 6)
+        assert torch.equal(torch.cat([p.stop for p in parts]), whole[rank::2])
 
 
 def test_xqgans_form_is_a_setting():
@@ -85,7 +88,7 @@ def test_the_network_that_compares_and_the_critic_see_finished_pictures_only(dat
     torch.manual_seed(0)
     task = TokenizerTask(build_tokenizer(e.tokenizer), data, e.train_tokenizer, cpu)
     seen = []
-    task.perceptual = lambda x, y: seen.append(len(x)) or (x - y).abs().mean()
+    task.objective.perceptual = lambda x, y: seen.append(len(x)) or (x - y).abs().mean()
     inner = task.critic.model.forward
     task.critic.model.forward = lambda x: seen.append(len(x)) or inner(x)
     whole = int((task.prefixes.draw(0) == 3).sum())

@@ -12,10 +12,17 @@ from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor, nn
-from ..core.config import TrainConfig, TransformerTraining, to_dict
+from ..core.config import TransformerTraining, to_dict
 from ..core.presets import Experiment
 from ..core.io import weights_hash
-from ..core.device import autocast, native_bf16, pick_device, to_device, worth_compiling
+from nfig.core.device import (
+    autocast,
+    half_type,
+    native_bf16,
+    pick_device,
+    to_device,
+    worth_compiling,
+)
 from nfig.core.distributed import (
     clip_gradients,
     gradient_sync,
@@ -46,7 +53,8 @@ from nfig.data.tokens import (
     token_cache,
 )
 from .run import Run
-from .loop import EMA, adamw, check_finite, fit, fit_to_memory, lr_at, own_seed
+from .tokenizer import check_batch
+from .loop import EMA, Scaler, adamw, fit, fit_to_memory, own_seed, set_rates
 from ..tokenizer.quantizer import check_tokens
 
 # %% ../../nbs/5_train/56_transformer.ipynb #3aa14c32
@@ -97,16 +105,12 @@ class TransformerTask:
         pipe: NFIGPipeline,  # trained tokenizer, new transformer, class names
         tokens,  # of the training images: (views,N,L) int16, a `TokenCache`, or `FreshTokens`
         labels: Tensor,  # (N,) int64
-        cfg: TrainConfig,  # optimisation
+        cfg: TransformerTraining,  # optimisation
         val: tuple = None,  # (tokens (1,M,L), labels (M,)) of held-out images
         shard: bool = False,  # each process keeps a part of the weights, not a copy of all
     ):
         cfg = fit_transformer(cfg, pipe.transformer, shard)
-        shares = world()[1] * cfg.accumulate
-        if cfg.batch_size % shares:
-            raise ValueError(
-                f"a batch of {cfg.batch_size} cannot be split into {shares} equal parts ({world()[1]} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, or another batch_size"
-            )
+        check_batch(cfg)
         self.pipe = pipe
         self.model = pipe.transformer
         self.q = pipe.tokenizer.quantizer
@@ -128,7 +132,12 @@ class TransformerTask:
         if shard:
             self.spread(self.ema.model, shard)
         self.opt = no_weight_decay(adamw(self.model, cfg), self.model)
+        self.scaler = Scaler(cfg.amp and half_type(self.device) is torch.float16)
         self.split = [s * s for s in self.q.scales]
+
+    def buffers(self):  # yields tensors
+        "What a step changes before the optimiser moves"
+        yield from self.model.buffers()
 
 # %% ../../nbs/5_train/56_transformer.ipynb #a5d18454
 @patch
@@ -172,19 +181,18 @@ def loss(
 @patch
 def parts(
     self: TransformerTask,
-    tokens: Tensor,  # (B,L) this process's part of the batch
-    labels: Tensor,  # (B,)
-    k: int = None,  # step, for messages
+    tokens: Tensor,  # (b,L) this process's part of the batch
+    labels: Tensor,  # (b,)
 ) -> dict:  # loss and stage_loss, means over the batch
     "Gradients of a batch, part by part"
     n, seen = self.cfg.accumulate, []
     for i, (t, y) in enumerate(zip(tokens.chunk(n), labels.chunk(n))):
         with gradient_sync(self.net, i == n - 1):
             loss, stages = self.loss(self.net, t, y)
-            check_finite(dict(loss=loss), k)
-            (loss / n).backward()
+            (loss * (self.scaler.value / n)).backward()
             seen.append((loss.detach(), stages))
-    return dict(zip(('loss', 'stage_loss'), (torch.stack(v).mean(0) for v in zip(*seen))))
+    loss, stages = (torch.stack(v).mean(0) for v in zip(*seen))
+    return dict(loss=loss, stage_loss=stages)
 
 
 @patch
@@ -213,14 +221,14 @@ def step(
     self.opt.zero_grad()
     if not isinstance(self.tokens, FreshTokens):  # here, where looking at values costs nothing
         check_tokens(self.q, list(tokens.split(self.split, 1)))
-    m = self.parts(tokens, labels, k)
-    lr = lr_at(k, self.total, self.cfg)
-    for g in self.opt.param_groups:
-        g['lr'] = lr
+    values = mean_values(self.parts(tokens, labels))
+    self.scaler.unscale(self.model.parameters())
     norm = clip_gradients(self.model, self.cfg.clip)
+    self.scaler.check(dict(loss=values['loss'], grad_norm=norm), k)
+    rate = set_rates(self.opt, k, self.total, self.cfg)
     self.opt.step()
     self.ema.update(self.model, k)
-    return mean_values(m) | dict(grad_norm=norm, lr=lr)
+    return values | dict(grad_norm=norm, lr=rate)
 
 # %% ../../nbs/5_train/56_transformer.ipynb #8b50ee30
 @patch
@@ -230,6 +238,7 @@ def state(self: TransformerTask) -> dict:
         model=full_weights(self.model),
         ema=full_weights(self.ema.model),
         opt=full_moments(self.model, self.opt),
+        scaler=self.scaler.state(),
     )
 
 
@@ -242,6 +251,7 @@ def load(
     load_weights(self.model, s['model'])
     load_weights(self.ema.model, s['ema'])
     load_moments(self.model, self.opt, s['opt'])
+    self.scaler.load(s.get('scaler', self.scaler.state()))
     self.order = None
 
 
@@ -302,9 +312,10 @@ def train_nfig(
     device: str = None,  # 'cpu', 'cuda' or None to choose
     stop_after: int = None,  # stop early after so many steps in all
     data_name: str = '',  # noted in the run's config
+    logger: str = '',  # 'tensorboard', 'wandb', 'trackio', or several between commas
     shard: bool = False,  # of several processes, each keeps a part of the weights, not a copy of all
     workers: int = None,  # processes that decode images; None: one for each processor, less one
-    **every,  # log_every, save_every, preview_every, progress of `fit`
+    **every,  # log_every, save_every, save_minutes, preview_every, progress of `fit`
 ) -> NFIGPipeline:  # tokenizer and averaged transformer
     "Train or resume a transformer on a trained tokenizer"
     k = tokenizer.config
@@ -330,6 +341,7 @@ def train_nfig(
             sample=to_dict(e.sample),
         ),
     )
+    run.log_to(logger)
     tokenizer = tokenizer.to(dev).eval()
     args = dict(amp=cfg.amp, progress=every.get('progress', True), workers=workers)
     if isinstance(data, TokenCache):
