@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastcore.script import anno_parser, call_parse, store_true
+from fastcore.script import call_parse, store_true
 
 from nfig.core.record import about, provenance
 from nfig.use.evaluate import analyses, evaluate
@@ -44,8 +44,7 @@ def run(
     function = evaluate if name == 'nfig_evaluate' else analyses[words.pop(0)]
     with tempfile.TemporaryDirectory() as d:
         words += ['--out', f'{d}/result.json' if name == 'nfig_evaluate' else d]
-        flags = vars(anno_parser(function).parse_args(words))
-        function(**{k: v for k, v in flags.items() if k not in ('pdb', 'xtra')})
+        function.main(words)
         (file,) = Path(d).glob('*.json')
         return json.loads(file.read_text())
 

@@ -92,7 +92,6 @@ def together(
 class MeasureConfig:
     "How a measurement is made"
 
-    neighbours: Count | None = None  # for precision and recall; 10,000 real, all samples if None
     weights: str | None = None  # file of Inception's weights, as torch-fidelity has them
     vgg: str | None = None  # file of VGG-16 weights for LPIPS (tokenizer)
     part: Count = 1000  # images a part: what is lost at most when it is killed
@@ -119,9 +118,10 @@ def report(
     how = dict(weights=run.weights, size=run.part, batch=run.batch_size) | where
     if what == 'generator':
         how['split'] = how['split'] or 'train'
-        return generator_report(sample=sample, neighbours=run.neighbours, **how)
+        return generator_report(sample=sample, **how)
     how['split'] = how['split'] or 'test'
-    del how['seed']
+    for name in ('seed', 'neighbours'):
+        del how[name]
     return tokenizer_report(how.pop('model'), vgg=run.vgg, **how)
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #29a72c7d
@@ -132,6 +132,7 @@ def evaluate(
     data: str = 'cifar10',  # as for training; a generator's reference may be an .npz file
     split: str = None,  # of the data; if not given test for a tokenizer, train for a generator
     n: Count = 50_000,  # images; the field's names belong to 50,000
+    neighbours: Count = None,  # for precision and recall; if not given 10,000 real, all samples
     seed: Whole = 0,  # of the first sample (generator)
     extractor: str = 'auto',  # inception, effnet, or auto: Inception if its weights are here
     shard: str = '',  # share of the parts, as 3/8; torchrun's if not given
@@ -152,7 +153,7 @@ def evaluate(
             "add --work FOLDER"
         )
     where = dict(model=model, data=data, n=n, seed=seed, extractor=extractor, device=device)
-    where |= dict(folder=work, shard=share, split=split)
+    where |= dict(folder=work, shard=share, split=split, neighbours=neighbours)
     sample = changed_fields('sample', parts['sample'], set)
     m = together(lambda: report(what, parts['run'], where, sample))
     if not destroy_distributed():
