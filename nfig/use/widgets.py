@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import nfig
+import os
 import re
 import shutil
 import subprocess
@@ -104,6 +105,7 @@ def npm_archive(
 ) -> bytes:  # the .tgz file
     "Fetch a package, with npm if it is there; OSError says what to do without a network"
     file = f'{name}-{version}.tgz'
+    registry = os.environ.get('npm_config_registry', 'https://registry.npmjs.org').rstrip('/')
     with tempfile.TemporaryDirectory() as d:
         if npm := shutil.which('npm'):
             command = [npm, 'pack', '--silent', f'{name}@{version}', '--pack-destination', d]
@@ -111,7 +113,7 @@ def npm_archive(
             if (Path(d) / file).exists():
                 return (Path(d) / file).read_bytes()
     try:
-        with urllib.request.urlopen(f'https://registry.npmjs.org/{name}/-/{file}') as answer:
+        with urllib.request.urlopen(f'{registry}/{name}/-/{file}') as answer:
             return answer.read()
     except OSError as e:
         raise OSError(
