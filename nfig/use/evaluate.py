@@ -111,7 +111,7 @@ def changed_fields(
 def report(
     what: str,  # tokenizer or generator
     run: MeasureConfig,  # how
-    where: dict,  # model, data, n, seed, extractor, device, folder, shard, split
+    where: dict,  # model, data, n, neighbours, seed, extractor, device, folder, shard, split
     sample: dict,  # fields of `SampleConfig` in place of the model's
 ) -> dict:  # plain data; None if other shards have parts to do
     "Measure one or the other"
@@ -121,7 +121,7 @@ def report(
         return generator_report(sample=sample, **how)
     how['split'] = how['split'] or 'test'
     for name in ('seed', 'neighbours'):
-        del how[name]
+        how.pop(name, None)
     return tokenizer_report(how.pop('model'), vgg=run.vgg, **how)
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #29a72c7d
