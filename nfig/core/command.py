@@ -47,7 +47,7 @@ def recorded(
 
     return run
 
-
+# %% ../../nbs/0_core/09_command.ipynb #85a2ea83
 def friendly(
     f,  # a function
 ):  # the function
@@ -125,7 +125,7 @@ def read_sections(
             raise ValueError(f"{path}: {e}") from None
     return out
 
-
+# %% ../../nbs/0_core/09_command.ipynb #681bfef5
 def settings(
     sections: dict,  # name -> config, as a preset has it
     file: str = None,  # JSON file with configs in their place
@@ -145,7 +145,7 @@ def settings(
         out[name] = overrule_field(out[name], field, read_value(value), text)
     return out
 
-
+# %% ../../nbs/0_core/09_command.ipynb #4f8cf4d4
 def overrule_field(
     cfg,  # a frozen config
     field: str,  # its name
@@ -211,7 +211,7 @@ def is_number(
     "Is it a number, with a range or without?"
     return getattr(kind, '__origin__', kind) in (int, float)
 
-
+# %% ../../nbs/0_core/09_command.ipynb #84d2dec2
 def check_arguments(
     f,  # a function
     given: dict,  # its arguments by name
@@ -256,7 +256,7 @@ def make_parser(
     parser.error = error
     return parser
 
-
+# %% ../../nbs/0_core/09_command.ipynb #8a8a1ee9
 def command(
     name: str,  # as it is typed
     **sections,  # classes of config that --set may change, as train=TransformerTraining

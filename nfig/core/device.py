@@ -30,7 +30,8 @@ def pick_device(
             "there is an NVIDIA GPU here, but torch cannot use it (it has no CUDA, or the "
             "driver is too old): "
             "running on the processor. Say device='cpu' if that is meant, "
-            "or 'cuda' to be stopped instead"
+            "or 'cuda' to be stopped instead",
+            stacklevel=2,
         )
     try:
         return torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -45,7 +46,7 @@ def worth_compiling(
     "Compile? If it was not said, then on a GPU: there it saves a third of a step"
     return device.type == 'cuda' and find_spec('triton') is not None if wanted is None else wanted
 
-
+# %% ../../nbs/0_core/03_device.ipynb #ecdf6c44
 def idle_gpu() -> bool:
     "Is there a GPU's driver on this machine that torch cannot use?"
     return not torch.cuda.is_available() and Path('/proc/driver/nvidia/version').exists()
@@ -73,7 +74,7 @@ def native_bf16(
     flags = set(re.findall(r'\w+', info.read_text())) if info.exists() else set()
     return bool(flags & {'avx512_bf16', 'amx_bf16', 'bf16', 'svebf16'})
 
-
+# %% ../../nbs/0_core/03_device.ipynb #56f8c8dc
 def half_type(
     device: torch.device,  # where it would run
 ) -> torch.dtype:  # None where half precision would only cost time

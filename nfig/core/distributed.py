@@ -82,7 +82,7 @@ def from_first(
     dist.broadcast_object_list(told, 0, group=_patient())
     return told[0]
 
-
+# %% ../../nbs/0_core/04_distributed.ipynb #21144e14
 def any_of(
     *questions,  # each something true or false
 ):  # bool, or for several questions a list of bools; the same on every process
@@ -95,7 +95,7 @@ def any_of(
 
 
 def destroy_distributed() -> bool:  # was this the first process?
-    "Say goodbye to the other processes"
+    "Leave the group of processes, if there is one; says whether this was the first"
     first = world()[0] == 0
     if world()[1] > 1:
         dist.destroy_process_group()
@@ -209,14 +209,13 @@ class BatchNorm(nn.BatchNorm2d):
 
 # %% ../../nbs/0_core/04_distributed.ipynb #164545bf
 def replicated(
-    model: nn.Module,  # the same architecture on every process; weights and buffers become those of the first
+    model: nn.Module,  # the same on every process; weights and buffers become the first one's
 ) -> nn.Module:  # call this one to train; `model` itself when there is one process
-    "A copy of the model on every process, whose gradients are averaged during the backward pass (DDP)"
+    "A copy of the model on every process, whose gradients are averaged on the way back (DDP)"
     if world()[1] == 1:
         return model
-    warnings.filterwarnings(
-        'ignore', message='.*broadcast_buffers', category=FutureWarning
-    )  # its new name is too new for the oldest torch we support
+    # its new name is too new for the oldest torch we support
+    warnings.filterwarnings('ignore', message='.*broadcast_buffers', category=FutureWarning)
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 

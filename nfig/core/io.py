@@ -46,7 +46,7 @@ def flatten(
         return tensors, {'d': [[k, s] for k, _, s in parts]}
     return tensors, {'l': [s for *_, s in parts]}
 
-
+# %% ../../nbs/0_core/02_io.ipynb #7b4b7617
 def unflatten(
     structure,  # from `flatten`
     tensors: dict,  # path -> tensor
@@ -207,7 +207,7 @@ def weight_file(
             return f
     raise FileNotFoundError(f"no weights at {p}. {fetch_hint(name)}")
 
-
+# %% ../../nbs/0_core/02_io.ipynb #27ea3f8c
 def read_state(
     path: Path,  # .safetensors, or a file of torch.save
 ) -> dict:  # name -> tensor
@@ -295,7 +295,7 @@ def opened(
             " copy it again or use an earlier checkpoint"
         ) from e
 
-
+# %% ../../nbs/0_core/02_io.ipynb #5798faf6
 def compare_sizes(
     own: dict,  # name -> shape of the model's tensors
     found: dict,  # name -> shape of the file's

@@ -49,7 +49,9 @@ def provenance(
     a: dict,  # what `about` made
 ) -> str:  # one line
     "Where a number comes from, in a line"
-    return f"{a['command']} ({a['date'][:10]}, {a['gpu'] or a['cpu']}, {a['threads']} thread{'s' if a['threads'] != 1 else ''}, torch {a['torch']})"
+    where = a['gpu'] or a['cpu']
+    threads = f"{a['threads']} thread{'s' if a['threads'] != 1 else ''}"
+    return f"{a['command']} ({a['date'][:10]}, {where}, {threads}, torch {a['torch']})"
 
 
 def write_result(

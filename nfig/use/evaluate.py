@@ -46,7 +46,7 @@ def size_of(
     steps = run['steps'] * run['batch_size'] / config['images'] if run['steps'] else run['epochs']
     return dict(model=model.name, epochs=steps)
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #a0bc94e6
 def generator_report(
     model,  # run folder of nfig_train, pipeline, .npz file or folder of images
     data,  # reference: data set, folder or .npz file
@@ -75,7 +75,7 @@ def generator_report(
         about=about('nfig_evaluate', **where, **size_of(Path(str(model))), **more)
     )
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #cbf43022
 def together(
     measure,  # () -> result, or None while other processes have parts to do
 ):  # the result; None if others, that are not of this group, have parts to do
@@ -107,7 +107,7 @@ def changed_fields(
     names = [o.partition('=')[0].split('.') for o in changes or ()]
     return {field: getattr(cfg, field) for part, field in names if part == section}
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #13fa596d
 def report(
     what: str,  # tokenizer or generator
     run: MeasureConfig,  # how
@@ -194,7 +194,7 @@ def first_of_class(
     index = [int((data.labels == label).nonzero()[0]) for label in labels]
     return to_float(data.__getitems__(index)[0])
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #2f07c082
 @command('nfig_paper figure4')
 def figure4(
     models: str,  # bundled pipelines, folders or runs between commas, each perhaps as NAME=MODEL
@@ -249,7 +249,7 @@ def several(
         found[name] = evaluate_tokenizer(tok, test, n, progress=True)
     return found
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #10fa8a1b
 @command('nfig_paper figure5')
 def figure5(
     runs: str,  # tokenizers between commas: run folders or bundled names, each perhaps as NAME=RUN
@@ -268,7 +268,7 @@ def figure5(
             f"variance, reconstruction {v['psnr']:.2f} dB"
         )
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #72b86f03
 @command('nfig_paper b2')
 def b2(
     runs: str,  # tokenizers between commas: run folders or bundled names, each perhaps as NAME=RUN
@@ -314,7 +314,7 @@ def distance_of(
     key = next(k for k in result if k[0] in 'Fr' and k.lstrip('r').startswith(('FID', 'FD-')))
     return key, result[key]
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #16315e7f
 @command('nfig_paper table5')
 def table5(
     model: str,  # pipeline, or run folder of nfig_train: the top rungs
@@ -341,7 +341,7 @@ def table5(
     figure = ladder_figure(rows, f'{unit}, {n} images')
     save_with_figure(out, dict(rows=rows, unit=unit, about=about('nfig_paper')), ('', figure))
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #d0013bc9
 @command('nfig_paper tables34')
 def tables34(
     files: str,  # JSON files of nfig_evaluate generator, between commas
@@ -352,7 +352,7 @@ def tables34(
     pick_device(device)
     print(rows_table([json.loads(Path(f).read_text()) for f in named(files).values()], sort))
 
-
+# %% ../../nbs/8_use/85_evaluate.ipynb #edf32441
 @command('nfig_paper spectrum')
 def spectrum(
     a: str,  # folder of images, .npz file, or data set: the reference

@@ -207,7 +207,7 @@ def cache_tokens(
             " are still missing, which is for the other parts"
         )
 
-
+# %% ../../nbs/8_use/83_train.ipynb #f607a9e3
 def report_cache(
     folder,  # a complete cache
     tokenizer,  # that made it
