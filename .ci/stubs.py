@@ -186,8 +186,13 @@ def module_stub(tree, added, imports):
             )
         elif isinstance(n, ast.ClassDef):
             body.append(class_stub(n, added.get(n.name, [])))
+        elif isinstance(n, ast.FunctionDef) and n.name == '__getattr__':
+            pass  # what it finds is imported above it, and nothing else exists
         elif isinstance(n, ast.FunctionDef) and not patch_of(n):
-            body.append(header(n))
+            kept = [d for d in n.decorator_list if 'dataclass_transform' in ast.unparse(d)]
+            body.append(header(n, decorators=kept))
+        elif isinstance(n, ast.Assign) and ast.unparse(n.value).startswith('Annotated['):
+            body.append(n)  # a type with a range is a type
         elif isinstance(n, ast.Assign):
             body += [any_(o) for o in named(n) if o != '__all__']
     return '\n'.join(dict.fromkeys(ast.unparse(ast.fix_missing_locations(n)) for n in body)) + '\n'
