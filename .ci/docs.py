@@ -56,7 +56,10 @@ def only_imports(code):
 
 
 def defined(code):
-    "What nbdev's links call the functions and classes of a cell: `name`, or `Class.method` for a patch"
+    """What nbdev's links call the functions and classes of a cell.
+
+    `name`, or `Class.method` for a patch
+    """
     for n in ast.parse(code).body:
         if not isinstance(n, (ast.FunctionDef, ast.ClassDef)):
             continue
@@ -65,7 +68,10 @@ def defined(code):
 
 
 def show_exports(nb):
-    "Code that is exported becomes code like any other, behind an anchor; nbdev would put its signature in its place"
+    """Code that is exported becomes code like any other, behind an anchor.
+
+    Nbdev would put its signature in its place
+    """
     cells = []
     for c in nb['cells']:
         text = source(c)
@@ -109,13 +115,20 @@ def text_shown(c):
 
 
 def outside(link, folder):
-    "Where a relative link of a page in `folder` leads in the repository, if it leaves nbs/; nothing if it stays"
+    """Where a relative link of a page in `folder` leads in the repository, if it leaves nbs/.
+
+    Nothing if it stays
+    """
     to = os.path.normpath(os.path.join('nbs', folder, link))
     return None if to.startswith('nbs/') else to
 
 
 def for_the_page(nb, path, cfg):
-    "A staged notebook, changed in place: the HTML of instruments in place of widgets, links to files that are not on the site, and one to Colab; computed text becomes text, so that its links follow the pages' names"
+    """A staged notebook, changed in place.
+
+    The HTML of instruments in place of widgets, links to files that are not on the site, and one
+    to Colab; computed text becomes text, so that its links follow the pages' names
+    """
     nb['cells'] = [markdown(t) if (t := text_shown(c)) else c for c in nb['cells']]
     name = path.name
 
@@ -208,7 +221,10 @@ def graph():
 
 
 def layers(g):
-    "Modules in rows: each stands one row below the lowest of those it imports; ValueError on a cycle"
+    """Modules in rows: each stands one row below the lowest of those it imports.
+
+    ValueError on a cycle
+    """
     depth, left = {}, dict(g)
     while left:
         ready = [k for k, v in left.items() if all(o in depth for o in v)]
@@ -330,7 +346,10 @@ def output_name(path):
 
 
 def rename_staged():
-    "smalldocs names a page after its file: give each staged notebook the name of its page, in links and sidebar too"
+    """smalldocs names a page after its file.
+
+    Give each staged notebook the name of its page, in links and sidebar too
+    """
     new = {p.name: output_name(p).replace('.html', '.ipynb') for p in proc.rglob('*.ipynb')}
     pattern = re.compile(
         r'(?<![\w.])('
@@ -439,7 +458,10 @@ class Links(HTMLParser):
 
 
 def broken_links(site, home):
-    "Links of a built site that lead to no file or anchor of it; addresses below `home` count as internal"
+    """Links of a built site that lead to no file or anchor of it.
+
+    Addresses below `home` count as internal
+    """
     pages = {
         p.resolve(): Links(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html'))
     }

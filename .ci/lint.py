@@ -1,7 +1,9 @@
-"""Style, held by ruff in notebooks and Python files alike: `lint.py` formats and checks, `lint.py check` changes nothing.
+"""Style, held by ruff in notebooks and Python files alike: `lint.py` formats and checks, `lint.py
+check` changes nothing.
 
-Findings that were there when the rule came are counted for each file in `lint_left.json`. A count may only shrink:
-`lint.py` lowers it, and more findings than it allows are an error. The list ends empty, and then goes."""
+Findings that were there when the rule came are counted for each file in `lint_left.json`. A
+count may only shrink: `lint.py` lowers it, and more findings than it allows are an error. The
+list ends empty, and then goes."""
 
 import json
 import subprocess

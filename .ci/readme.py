@@ -1,4 +1,7 @@
-"README.md from nbs/index.ipynb, without Quarto: prose as it is, code as fences, links made to resolve from the top level"
+"""README.md from nbs/index.ipynb, without Quarto.
+
+Prose as it is, code as fences, links made to resolve from the top level
+"""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"nbs/sidebar.yml: the core path first, then every chapter's other lessons in the order of their numbers"
+"""nbs/sidebar.yml: the core path first, then every chapter's other lessons in the order of their
+numbers"""
 
 from pathlib import Path
 

@@ -31,7 +31,10 @@ def free_port():
 
 @contextlib.contextmanager
 def server(folder, *args):  # a module and its arguments; {port} is filled in
-    "Run `python -m ...` in `folder` until it listens; yields (url, function that reads its log), and ends it with its kernels"
+    """Run `python -m ...` in `folder` until it listens.
+
+    Yields (url, function that reads its log), and ends it with its kernels
+    """
     port, log = free_port(), Path(folder) / 'server.log'
     own = {
         f'{k}_DIR': str(Path(folder) / k.lower())

@@ -1,5 +1,6 @@
-"""What some tests need beside Python. `@pytest.mark.needs('slurm')` skips a test, with the reason, where the component is missing;
-where `NFIG_REQUIRE` names it (`NFIG_REQUIRE=slurm,chromium pytest`), the test fails instead. `.ci/run` installs all of them and requires them."""
+"""What some tests need beside Python. `@pytest.mark.needs('slurm')` skips a test, with the reason,
+where the component is missing; where `NFIG_REQUIRE` names it (`NFIG_REQUIRE=slurm,chromium
+pytest`), the test fails instead. `.ci/run` installs all of them and requires them."""
 
 import importlib.util
 import os
@@ -10,7 +11,9 @@ import pytest
 
 def command(
     *names,
-):  # is one of these programs installed? (Debian keeps daemons in sbin, which may not be on a user's path)
+    # is one of these programs installed? (Debian keeps daemons in sbin, which may not be on a user's
+    # path)
+):
     path = os.pathsep.join([os.environ.get('PATH', ''), '/usr/sbin', '/sbin'])
     return next(filter(None, (shutil.which(n, path=path) for n in names)), None)
 
@@ -78,7 +81,10 @@ slow_first = (
 
 
 def pytest_collection_modifyitems(items):
-    "With pytest-xdist: a file's tests share a worker, and so their fixtures; notebooks and what is tested of the package go wherever there is room"
+    """With pytest-xdist: a file's tests share a worker, and so their fixtures.
+
+    Notebooks and what is tested of the package go wherever there is room
+    """
 
     def of(item):
         return item.path.stem.removeprefix('test_')

@@ -1,4 +1,5 @@
-"""A test that needs what is not installed is skipped with the reason, or fails where the component is required"""
+"""A test that needs what is not installed is skipped with the reason, or fails where the component
+is required"""
 
 import conftest
 import pytest

@@ -1,5 +1,6 @@
-"""One process and two: the same run. Processors connected by Gloo; GPUs take the same path through NCCL. One start of `torchrun` does all that
-goes well, one each what does not, since most of the time goes into starting."""
+"""One process and two: the same run. Processors connected by Gloo; GPUs take the same path through
+NCCL. One start of `torchrun` does all that goes well, one each what does not, since most of the
+time goes into starting."""
 
 import json
 import os
@@ -139,7 +140,10 @@ def near(a, b):  # where a gradient is next to nothing, AdamW follows its roundi
 
 
 def test_tokenizer_by_two_is_that_of_one(two, data):
-    "The log of two processes is that of one, number by number: codebook statistics and fitted bands included"
+    """The log of two processes is that of one, number by number.
+
+    Codebook statistics and fitted bands included
+    """
     folder, _ = two
     tok = train_tokenizer(fitted, data, folder / 'fitted1', **every)
     other = FRVAE.from_pretrained(folder / 'fitted2' / 'tokenizer')

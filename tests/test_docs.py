@@ -1,4 +1,5 @@
-"The site: it builds, its links lead somewhere, its pages open without errors of our making; and the package is one that an index would take."
+"""The site: it builds, its links lead somewhere, its pages open without errors of our making; and
+the package is one that an index would take."""
 
 import importlib.util
 import json
@@ -97,7 +98,10 @@ def test_import_graph():
 
 @pytest.mark.needs('chromium')
 def test_pages_open_without_errors(project, tmp_path):
-    "Nothing outside of the site is asked for; formulas are set, and an instrument starts on a click"
+    """Nothing outside of the site is asked for.
+
+    Formulas are set, and an instrument starts on a click
+    """
     with site(project / '_docs') as (url, windows):
         page, wrong, outside = windows.new_page(), [], set()
         windows.route(
@@ -146,7 +150,7 @@ def test_an_index_would_take_it(dist):
     assert res.returncode == 0, res.stdout + res.stderr
 
 
-def test_wheel_holds_nothing_else(dist):
+def test_wheel_holds_the_package_and_nothing_else(dist):
     import zipfile
 
     names = [
@@ -200,7 +204,10 @@ nfig.NFIGPipelin
 
 
 def test_a_type_checker_reads_the_package(dist, tmp_path):
-    "No false alarm in correct use, an alarm for each mistake. What is installed elsewhere is not followed, which saves its half minute"
+    """No false alarm in correct use, an alarm for each mistake.
+
+    What is installed elsewhere is not followed, which saves its half minute
+    """
     import zipfile
 
     zipfile.ZipFile(next(dist.glob('*.whl'))).extractall(tmp_path)

@@ -1,4 +1,7 @@
-"""Winograd's way gives the numbers of the plain way: against VAR's own code, in every mode that inference runs in."""
+"""Winograd's way gives the numbers of the plain way.
+
+Against VAR's own code, in every mode that inference runs in.
+"""
 
 import time
 from copy import deepcopy
@@ -46,7 +49,10 @@ def wide():
 
 
 def test_modes_agree(wide):
-    "Training code, no_grad and inference mode in turn on one copy: the shared memory must serve all of them"
+    """Training code, no_grad and inference mode in turn on one copy.
+
+    The shared memory must serve all of them
+    """
     x = torch.rand(3, 3, 32, 32) * 2 - 1
     quick = fast(wide)
     want = wide.latent(x)

@@ -1,5 +1,6 @@
-"""What goes wrong outside the data: names, sizes, checkpoints, disks, losses. Each fault has a message that names it and says
-what to do, and leaves what was there as it was. (Faults of the data are in test_data.py.)"""
+"""What goes wrong outside the data: names, sizes, checkpoints, disks, losses. Each fault has a
+message that names it and says what to do, and leaves what was there as it was. (Faults of the
+data are in test_data.py.)"""
 
 import subprocess
 import sys
@@ -189,7 +190,8 @@ def test_config_of_another_version(saved):
     says(e, "'colour_size'", 'TokenizerConfig')
 
 
-# A full disk. A limit on the size of files makes writes fail for real, inside safetensors as well as in Python
+# A full disk. A limit on the size of files makes writes fail for real, inside safetensors as well
+# as in Python
 
 full = """import resource,signal,sys,torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)          # the write fails with an error instead of ending the process

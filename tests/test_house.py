@@ -1,12 +1,13 @@
-"The house: number order is reading order is import order, every import names the module where a thing is defined, and what is beside the package stays beside it."
+"""The house: number order is reading order is import order, every import names the module where a
+thing is defined, and what is beside the package stays beside it."""
 
 import ast
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import nfig
-import pytest
 
 root = Path(__file__).resolve().parent.parent
 lessons = sorted((root / 'nbs').glob('[0-9]_*/*.ipynb'))
@@ -78,13 +79,10 @@ def test_there_are_at_most_53_modules():
     assert len(package) <= 53
 
 
-@pytest.mark.parametrize('name', package)
-def test_imports_have_smaller_numbers(name):
-    for module, _ in imported(name, trees[name]):
-        assert module in number, f'{name} imports {module}, which no lesson exports'
-        assert number[module] < number[name], (
-            f'{name} ({number[name]}) imports {module} ({number[module]}), which a reader has not met yet'
-        )
+def test_imports_have_smaller_numbers():
+    "A reader has met what a module imports; and a lesson exports it"
+    links = [(name, module) for name in package for module, _ in imported(name, trees[name])]
+    assert not [o for o in links if o[1] not in number or number[o[1]] >= number[o[0]]]
 
 
 def test_evaluation_does_not_import_training():
@@ -108,40 +106,35 @@ def wrong_home(name, tree):
     ]
 
 
-@pytest.mark.parametrize('name', list(sources))
-def test_imports_name_the_module_that_defines(name):
-    assert not wrong_home(name, trees[name])
+def test_imports_name_the_module_that_defines():
+    tests = {
+        p.stem: ast.parse(p.read_text(encoding='utf-8')) for p in (root / 'tests').glob('*.py')
+    }
+    assert not {k: w for k, tree in (trees | tests).items() if (w := wrong_home(k, tree))}
 
 
-@pytest.mark.parametrize('path', sorted((root / 'tests').glob('*.py')), ids=lambda p: p.stem)
-def test_tests_import_from_where_things_are_defined(path):
-    assert not wrong_home(f'tests.{path.stem}', ast.parse(path.read_text(encoding='utf-8')))
-
-
-@pytest.mark.parametrize(
-    'path', sorted((root / 'nbs').rglob('[a-z0-9]*.ipynb')), ids=lambda p: p.stem
-)
-def test_lessons_import_from_where_things_are_defined(path):
-    import json
-
-    if any(o[0] in '._' for o in path.relative_to(root).parts):
-        return
+def code_of(path):
+    "The code cells of a notebook as one tree each, without what only IPython understands"
     for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
         if c['cell_type'] == 'code':
-            assert not wrong_home(
-                'lesson', ast.parse(re.sub(r'^[!%].*', 'pass', ''.join(c['source']), flags=re.M))
-            )
+            yield ast.parse(re.sub(r'^[!%].*', 'pass', ''.join(c['source']), flags=re.M))
+
+
+def test_lessons_import_from_where_things_are_defined():
+    pages = [
+        p
+        for p in (root / 'nbs').rglob('[a-z0-9]*.ipynb')
+        if not any(o[0] in '._' for o in p.relative_to(root).parts)
+    ]
+    wrong = {p.name: [w for tree in code_of(p) for w in wrong_home('lesson', tree)] for p in pages}
+    assert not {k: w for k, w in wrong.items() if w}
 
 
 def test_wrong_homes_are_found():
     "The check itself: a name that a module only imports, and one that nobody has"
-    tree = ast.parse(
-        'from nfig.core.config import Tensor\nfrom nfig.tokenizer.quantizer import Codebook\nfrom nfig.tokenizer.codebook import Codebook'
-    )
-    assert wrong_home('x', tree) == [
-        'from nfig.core.config import Tensor',
-        'from nfig.tokenizer.quantizer import Codebook',
-    ]
+    wrong = ['from nfig.core.config import Tensor', 'from nfig.tokenizer.quantizer import Codebook']
+    right = 'from nfig.tokenizer.codebook import Codebook'
+    assert wrong_home('x', ast.parse('\n'.join([*wrong, right]))) == wrong
 
 
 def test_the_package_knows_nothing_of_benches_and_studies():

@@ -1,4 +1,7 @@
-"A pipeline on the hub and back: the two functions at the boundary, creating a repository and uploading, are replaced by a folder."
+"""A pipeline on the hub and back.
+
+The two functions at the boundary, creating a repository and uploading, are replaced by a folder.
+"""
 
 from pathlib import Path
 from unittest import mock

@@ -1,6 +1,7 @@
-"""SIGKILL at twenty moments of a run, ten of them while a file is half-written: each time the run is started again, goes on from the
-last checkpoint, and ends with the same bits as a run that was left alone. The runs are forked from one process that has imported
-everything already, so that a kill costs a fraction of a second."""
+"""SIGKILL at twenty moments of a run, ten of them while a file is half-written: each time the run
+is started again, goes on from the last checkpoint, and ends with the same bits as a run that
+was left alone. The runs are forked from one process that has imported everything already, so
+that a kill costs a fraction of a second."""
 
 import subprocess
 import sys

@@ -1,8 +1,9 @@
 """Every notebook runs from its first cell to its last, each in a process of its own.
 
-A fresh process is what a reader has: no seed, default dtype or module patch is left over from another notebook, and a
-notebook that is killed takes nothing else with it. It is forked from a server that has imported PyTorch and nothing of ours, which saves
-the seconds of that import for each. Cells flagged with one of `tst_flags` (settings.ini) are skipped."""
+A fresh process is what a reader has: no seed, default dtype or module patch is left over from
+another notebook, and a notebook that is killed takes nothing else with it. It is forked from a
+server that has imported PyTorch and nothing of ours, which saves the seconds of that import for
+each. Cells flagged with one of `tst_flags` (settings.ini) are skipped."""
 
 import json
 import multiprocessing
@@ -41,7 +42,10 @@ def child(path, out, err):
 
 
 def notebooks():
-    "Notebooks in reading order; those of a name or folder that starts with _ or . are not part of the book"
+    """Notebooks in reading order.
+
+    Those of a name or folder that starts with _ or . are not part of the book
+    """
     found = [p.relative_to(root / 'nbs') for p in (root / 'nbs').rglob('*.ipynb')]
     return sorted(str(p) for p in found if not any(part[0] in '_.' for part in p.parts))
 
@@ -82,13 +86,3 @@ def write_nb(path, *sources):
 def test_a_failing_notebook_fails(tmp_path):
     res = run(write_nb(tmp_path / 'a.ipynb', 'x = 1', 'assert x==2, "x is not two"'), tmp_path)
     assert res.returncode == 1 and 'x is not two' in res.stderr
-
-
-@pytest.mark.parametrize('flag', skip_flags)
-def test_flagged_cells_are_skipped(tmp_path, flag):
-    assert (
-        run(
-            write_nb(tmp_path / 'a.ipynb', f'#|{flag}\nraise ValueError()', 'assert True'), tmp_path
-        ).returncode
-        == 0
-    )

@@ -1,4 +1,7 @@
-"The baseline of the paper's Table 5 goes through the same code. Parts and processes of the trainer are in test_distributed.py."
+"""The baseline of the paper's Table 5 goes through the same code.
+
+Parts and processes of the trainer are in test_distributed.py.
+"""
 
 import json
 

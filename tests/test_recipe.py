@@ -1,5 +1,6 @@
-"""What training must hold to beside falling losses: a batch is a batch however it is split, published recipes are
-published recipes, and statistics belong to the weights that they are used with."""
+"""What training must hold to beside falling losses: a batch is a batch however it is split,
+published recipes are published recipes, and statistics belong to the weights that they are used
+with."""
 
 import math
 from dataclasses import replace
@@ -12,9 +13,9 @@ import nfig.train.tokenizer as trainer
 from nfig.core.config import TokenizerTraining
 from nfig.core.presets import get_preset
 from nfig.data.sets import ImageData
-from nfig.tokenizer.autoencoder import DINOv2Encoder, ViTDecoder, build_decoder, build_encoder
+from nfig.tokenizer.autoencoder import DINOv2Encoder, ViTDecoder
 from nfig.tokenizer.codebook import Codebook
-from nfig.tokenizer.frvae import build_tokenizer
+from nfig.tokenizer.frvae import build_decoder, build_encoder, build_tokenizer
 from nfig.train.discriminator import crop_or_shrink, diff_augment
 from nfig.train.loop import EMA, ScaleTooLarge, lr_at
 from nfig.train.tokenizer import Critic, TokenizerTask, batch_latents, measure_statistics

@@ -1,5 +1,5 @@
-"""The templates in slurm/, read by shellcheck and run by a real SLURM: controller, node and munge are started for this test, with ports and
-folders of its own, and stopped after it."""
+"""The templates in slurm/, read by shellcheck and run by a real SLURM: controller, node and munge
+are started for this test, with ports and folders of its own, and stopped after it."""
 
 import json
 import os
@@ -158,7 +158,11 @@ def slurm(tmp_path):
 
 @pytest.mark.needs('slurm')
 def test_requeued_by_the_signal_and_finished(slurm, tmp_path):
-    "sbatch slurm/train_nfig.sh; warned in the middle it saves and goes back into the queue; the second start ends with the weights of a run without a break"
+    """sbatch slurm/train_nfig.sh.
+
+    Warned in the middle it saves and goes back into the queue; the second start ends with the
+    weights of a run without a break
+    """
     torch.manual_seed(0)
     torch.set_num_threads(1)
     build_tokenizer(get_preset('tiny').tokenizer).save_pretrained(tmp_path / 'tok')
@@ -212,7 +216,9 @@ def test_requeued_by_the_signal_and_finished(slurm, tmp_path):
     wait_for(queued)
     time.sleep(
         3
-    )  # a start within the second of the requeue is refused: the node has just revoked the job's credential
+        # a start within the second of the requeue is refused: the node has just revoked the job's
+        # credential
+    )
 
     def over():
         if queued():

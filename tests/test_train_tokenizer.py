@@ -1,4 +1,7 @@
-"The tokenizer's trainer with everything switched on: what is resumed, what is fitted, what is refused."
+"""The tokenizer's trainer with everything switched on.
+
+What is resumed, what is fitted, what is refused.
+"""
 
 from dataclasses import replace
 

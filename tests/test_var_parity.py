@@ -1,7 +1,9 @@
-"""The same numbers as VAR's own code gives, on its weights: see fixtures/README.md for what was run.
+"""The same numbers as VAR's own code gives, on its weights: see fixtures/README.md for what was
+run.
 
-The transformer, the quantiser and the stage loop of this package have VAR's as special cases, so everything has to agree:
-indices exactly, floats within what the order of additions can change."""
+The transformer, the quantiser and the stage loop of this package have VAR's as special cases,
+so everything has to agree: indices exactly, floats within what the order of additions can
+change."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -158,7 +160,10 @@ def published(name):
 
 
 def test_published_transformer():
-    "Every tensor of VAR's d16 file has its place, there and back; the meta device has shapes without memory"
+    """Every tensor of VAR's d16 file has its place, there and back.
+
+    The meta device has shapes without memory
+    """
     want = published('d16')
     sd = {n: torch.empty(s, device='meta') for n, s in want.items()} | {
         'lvl_1L': stage_of(var_scales)[None]

@@ -25,7 +25,10 @@ needs_chromium = pytest.mark.needs('chromium')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    "A site with a page of instruments. Without a network and without a stored runtime there is none"
+    """A site with a page of instruments.
+
+    Without a network and without a stored runtime there is none
+    """
     try:
         npm_files('onnxruntime-web')
     except OSError as e:
