@@ -162,6 +162,7 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
         if not n.startswith(('nfig/assets/', 'nfig/use/static/'))
         and not (n.startswith('nfig/') and n.endswith('.py') and n.count('/') <= 2)
     ]
+    assert {'nfig/use/static/widget.js', 'nfig/use/static/fourier.js'} <= set(names)
     stubs = {n[:-1] for n in extra if n.endswith('.pyi')}
     assert (
         stubs == {n for n in names if n.endswith('.py') and n != 'nfig/_modidx.py'}
