@@ -37,6 +37,10 @@ crops = {
     'crop_at copy cpu to cuda': 1,
     'random_flip copy cpu to cuda': 1,
 }  # where to cut and what to mirror; at the step's start
+judged = {
+    'rows copy cuda to cpu': 6,
+    'batch_parts copy cpu to cuda': 4,
+}  # which images of a part are judged, and by which random numbers
 stops = {
     'losses copy cpu to cuda': 2,
     'finished copy cpu to cuda': 4,
@@ -47,11 +51,11 @@ draws = {'uniforms copy cpu to cuda': 1}  # an image's random numbers, once for 
 anything = None  # every tenth step, or not in a loop
 
 allowed = dict(
-    tokenizer_small=finite | crops,
-    tokenizer_energy=finite | crops,
-    tokenizer_dropout=finite | crops | stops,
-    tokenizer_256=finite | crops,
-    tokenizer_dino=finite | crops | offset,
+    tokenizer_small=finite | crops | judged,
+    tokenizer_energy=finite | crops | judged,
+    tokenizer_dropout=finite | crops | judged | stops,
+    tokenizer_256=finite | crops | judged,
+    tokenizer_dino=finite | crops | judged | offset,
     refresh=anything,
     preview={},
     measures=anything,

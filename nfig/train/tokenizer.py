@@ -276,7 +276,8 @@ class Part:
 
     def rows(self) -> dict:
         "The random numbers of the judged images"
-        return {name: n[self.judged.cpu()] for name, n in self.noise.items()}
+        judged = self.judged.cpu()
+        return {name: to_device(n[judged], self.judged.device) for name, n in self.noise.items()}
 
 
 def batch_parts(
