@@ -104,6 +104,7 @@ def in_parts(
     with tqdm(total=total, unit='image', disable=not progress, delay=10, mininterval=every) as bar:
 
         def made_now():
+            "What is missing, part by part, kept where there is a folder"
             for file, a, b in todo:
                 r = work(a, b)
                 bar.update(b - a)
