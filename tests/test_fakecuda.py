@@ -46,7 +46,7 @@ stops = {
     'finished copy cpu to cuda': 4,
     'parts copy cpu to cuda': 1,
 }  # which stage an image stops at
-offset = {'<genexpr> copy cpu to cuda': 12}  # where a DINO critic's augmentation shifts and cuts
+offset = {'<genexpr> copy cpu to cuda': 16}  # where a DINO critic's augmentation shifts and cuts
 draws = {'uniforms copy cpu to cuda': 1}  # an image's random numbers, once for all its stages
 anything = None  # every tenth step, or not in a loop
 
