@@ -250,6 +250,7 @@ def test_full_disk_while_saving_the_first_tokenizer(tmp_path):
 def test_full_disk_while_saving_a_checkpoint(tmp_path, command):
     run = Run(tmp_path, dict(lr=0.1), keep=1)
     run.save(1, dict(step=1, w=torch.arange(3.0)))
+    run.wait()
     before = names(tmp_path)
     said = on_full_disk(command, tmp_path)
     assert all(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['checks', 'RunStatus', 'facts', 'gflop_per_image', 'share_of_peak', 'reference', 'at', 'interval', 'stalled', 'failed',
-           'collapsed', 'above', 'spoken', 'status', 'status_figure', 'status_command']
+           'collapsed', 'above', 'spoken', 'judged', 'status', 'status_figure', 'status_command']
 
 # %% ../../nbs/5_train/57_status.ipynb #2124a059
 import json
@@ -35,6 +35,7 @@ class RunStatus:
     saved: int  # step of the newest checkpoint; 0 for none
     failure: dict  # error, process, date; empty if it has not failed
     age: float  # seconds since something was logged, or since the start
+    held_out: tuple = ()  # lines with numbers from held-out images
 
     def total(self) -> int:
         return self.start.get('total') or self.config['train']['steps']  # steps of the run
@@ -48,21 +49,26 @@ def _json(path, default=None):
 
 
 def facts(
-    folder,  # run folder, or `history` of a bundled checkpoint with the name before the dash, as `cifar10/history/tokenizer`
+    folder,  # run folder, or a bundled history with the name before the dash, as `history/tokenizer`
 ) -> RunStatus:
     "Read a run folder; FileNotFoundError if it is none"
     folder = Path(folder)
     inside = folder.is_dir()
-    name = lambda n: folder / n if inside else folder.with_name(f'{folder.name}-{n}')
+
+    def name(n):
+        "One of the run's files"
+        return folder / n if inside else folder.with_name(f'{folder.name}-{n}')
+
+    def lines(n):
+        "What a file of JSON lines says; a line that was cut off is left out"
+        text = name(n).read_text() if name(n).exists() else ''
+        return [json.loads(line) for line in text.splitlines() if line.endswith('}')]
+
     if not name('config.json').exists():
         raise FileNotFoundError(
-            f"{folder} is not a run folder: there is no config.json in it. Give what --out was in the training command"
+            f"{folder} is not a run folder: there is no config.json in it. "
+            "Give what --out was in the training command"
         )
-    lines = lambda n: (
-        [json.loads(l) for l in name(n).read_text().splitlines() if l.endswith('}')]
-        if name(n).exists()
-        else []
-    )
     latest = max(
         (name(n).stat().st_mtime for n in ('metrics.jsonl', 'starts.jsonl') if name(n).exists()),
         default=time.time(),
@@ -71,13 +77,15 @@ def facts(
         (e['step'] for e in (_json(folder / 'checkpoints' / 'manifest.json') or {}).values()),
         default=0,
     )
+    log = lines('metrics.jsonl')
     return RunStatus(
         _json(name('config.json')),
-        [m for m in lines('metrics.jsonl') if 'loss' in m],
+        [m for m in log if 'loss' in m],
         (lines('starts.jsonl') or [{}])[-1],
         saved,
         _json(folder / 'failure.json', {}),
         time.time() - latest,
+        tuple(m for m in log if 'val_psnr' in m),
     )
 
 # %% ../../nbs/5_train/57_status.ipynb #d8481426
@@ -196,6 +204,19 @@ def spoken(seconds: float) -> str:  # as 2 h 05 min
     )
 
 # %% ../../nbs/5_train/57_status.ipynb #3ef9d141
+def judged(f: RunStatus) -> list:  # of words, empty if nothing was held out
+    "What held-out images said last, and when they said the best"
+    log = [m for m in f.held_out if 'val_psnr' in m]
+    if not log:
+        return []
+    said = f"held-out PSNR {log[-1]['val_psnr']:.1f} dB"
+    if 'val_fd' not in log[-1]:
+        return [said]
+    best = min(log, key=lambda m: m['val_fd'])
+    name, fd = log[-1]['val_features'], log[-1]['val_fd']
+    return [said, f"FD-{name} {fd:.4g} (best {best['val_fd']:.4g} at step {best['step']})"]
+
+
 def status(
     folder,  # run folder
 ) -> str:  # one line
@@ -213,6 +234,7 @@ def status(
             f'{speed:.3g} images/s' + (f' ({share:.0%} of peak)' if share else ''),
         ]
         said += [f'{spoken((total - done) * batch / speed)} left' if done < total else 'finished']
+    said += judged(f)
     said += [f'last checkpoint at step {f.saved}' if f.saved else 'no checkpoint yet']
     wrong = [w for w in (c(f) for c in checks) if w]
     return ', '.join(said) + (''.join(f'; WARNING {w}' for w in wrong) or '; no warnings')
