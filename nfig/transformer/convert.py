@@ -274,8 +274,7 @@ def pipeline_from_var(
     var,  # VAR's transformer, likewise
     classes=None,  # names; ImageNet's for 1,000 classes, else numbers
 ) -> NFIGPipeline:  # float32, on the CPU
-    """VAR's two checkpoints as a pipeline with VAR's own sampling settings; errors say which file
-    is wrong"""
+    "VAR's two checkpoints as a pipeline with VAR's own sampling. Errors say which file is wrong"
     t = transformer_from_var(read_var(var, 'var_wo_ddp'))
     c = t.config
     if classes is None and c.classes == len(imagenet_classes()):

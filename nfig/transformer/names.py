@@ -64,6 +64,7 @@ def imagenet_classes() -> tuple:  # 1,000 names, all different
     "One name for each class of ImageNet-1k"
 
     def one(wnid, names):
+        "The first name that no other class has, else a name with its identifier"
         return next(
             (n for n in names if len(imagenet_names()[plain(n)]) == 1), f'{names[0]} ({wnid})'
         )
@@ -172,6 +173,7 @@ def save_pretrained(
     "Write the transformer to a folder"
 
     def fill(d):
+        "Config and weights"
         stored = {}
         for k, v in self.state_dict().items():
             stored[k] = v.detach().cpu().to(dtype or v.dtype).contiguous()

@@ -267,7 +267,7 @@ class NFIGPipeline(PipelineParts, Shared):
         "What the tokenizer makes of given images: the best that generation can do"
         return self.tokenizer.reconstruct(x.to(self.tokenizer.post_quant_conv.weight))
 
-# %% ../../nbs/3_transformer/36_pipeline.ipynb #959d61f9
+# %% ../../nbs/3_transformer/36_pipeline.ipynb #99a0be6b
 def training_inputs(
     quantizer: ResidualQuantizer,  # the tokenizer's
     tokens: list,  # n tensors (B,s_i^2)
@@ -278,7 +278,7 @@ def training_inputs(
         return quantizer.teacher_inputs(tokens)
     return quantizer.codebook(torch.cat(tokens, 1)[:, :-1])
 
-# %% ../../nbs/3_transformer/36_pipeline.ipynb #90b7b040
+# %% ../../nbs/3_transformer/36_pipeline.ipynb #29f6babf
 def bundled() -> list:  # names
     "The pipelines that come with the package"
     return sorted(p.parent.name for p in assets.glob('*/config.json'))
@@ -304,7 +304,7 @@ def fill_folder(
     self.tokenizer.save_pretrained(d / 'tokenizer', dtype)
     self.transformer.save_pretrained(d / 'transformer', dtype)
 
-# %% ../../nbs/3_transformer/36_pipeline.ipynb #5f6a2aea
+# %% ../../nbs/3_transformer/36_pipeline.ipynb #f354707c
 def load_pipeline(
     source,  # a folder that `save_pretrained` wrote, a bundled pipeline's name, or owner/name
     **hub,  # revision, token, ... of `names.fetch`
@@ -332,7 +332,7 @@ def load_pipeline(
 
 NFIGPipeline.from_pretrained = NFIGPipeline.load_folder = staticmethod(load_pipeline)
 
-# %% ../../nbs/3_transformer/36_pipeline.ipynb #50310251
+# %% ../../nbs/3_transformer/36_pipeline.ipynb #3c67bfd8
 @patch
 def to(
     self: NFIGPipeline,
