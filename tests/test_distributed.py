@@ -68,35 +68,68 @@ def pictures():
 
 
 program = '''
-import os,signal,sys
+import os, signal, sys
+
 sys.path.insert(0, sys.argv[1])
 from test_distributed import *
 import nfig.core.device
-from nfig.core.distributed import init_distributed,destroy_distributed,world
+from nfig.core.distributed import init_distributed, destroy_distributed, world
 from nfig.train.transformer import TransformerTask
-init_distributed('cpu'); data = pictures()
+
+init_distributed('cpu')
+data = pictures()
+
+
 def refusal(e):
-    try: train_tokenizer(e, data, 'refused', **every)
-    except ValueError as e: return str(e)
+    try:
+        train_tokenizer(e, data, 'refused', **every)
+    except ValueError as e:
+        return str(e)
+
+
 train_tokenizer(fitted, data, 'fitted2', **every)
-for stop in (4,None): train_tokenizer(critical, data, 'critical2', stop_after=stop, **every)
-train_tokenizer(critical, data, 'whole2', **every); native = nfig.core.device.native_bf16; nfig.core.device.native_bf16 = lambda device: True
-train_tokenizer(halved, data, 'half2', **every); nfig.core.device.native_bf16 = native
+for stop in (4, None):
+    train_tokenizer(critical, data, 'critical2', stop_after=stop, **every)
+train_tokenizer(critical, data, 'whole2', **every)
+native = nfig.core.device.native_bf16
+nfig.core.device.native_bf16 = lambda device: True
+train_tokenizer(halved, data, 'half2', **every)
+nfig.core.device.native_bf16 = native
 train_tokenizer(critical, data, 'critical', stop_after=4, **every)
 tok = FRVAE.from_pretrained('critical2/tokenizer')
 train_nfig(drawn, tok, data, 'copies', val=data, **every)
 train_nfig(drawn, tok, data, 'shards', val=data, shard=True, stop_after=4, **every)
 train_nfig(drawn, tok, data, 'shards1', shard=True, stop_after=4, **every)
 train_nfig(drawn, tok, data, 'shards', val=data, shard=True, **every)
-if world()[0]: print('REFUSED', refusal(replace(fitted, train_tokenizer=replace(fitted.train_tokenizer, batch_size=18, accumulate=5))))
-else: refusal(replace(fitted, train_tokenizer=replace(fitted.train_tokenizer, batch_size=18, accumulate=5)))
+if world()[0]:
+    print(
+        'REFUSED',
+        refusal(
+            replace(
+                fitted, train_tokenizer=replace(fitted.train_tokenizer, batch_size=18, accumulate=5)
+            )
+        ),
+    )
+else:
+    refusal(
+        replace(
+            fitted, train_tokenizer=replace(fitted.train_tokenizer, batch_size=18, accumulate=5)
+        )
+    )
 step = TransformerTask.step
+
+
 def warned(self, k):
-    if k==2 and world()[0]: os.kill(os.getpid(), signal.SIGUSR1)      # only one of them gets the signal
+    if k == 2 and world()[0]:
+        os.kill(os.getpid(), signal.SIGUSR1)  # only one of them gets the signal
     return step(self, k)
+
+
 TransformerTask.step = warned
-try: train_nfig(drawn, tok, data, 'warned', **every)
-except SystemExit as e: print('CODE', e.code)
+try:
+    train_nfig(drawn, tok, data, 'warned', **every)
+except SystemExit as e:
+    print('CODE', e.code)
 '''
 
 
@@ -222,19 +255,34 @@ def test_signal_to_one_of_two(two):
 # What does not
 
 dies = '''
-import os,signal,sys,torch
+import os, signal, sys, torch
 from torch import nn
 from nfig.core.command import friendly
-from nfig.core.distributed import init_distributed,mean_over,world
+from nfig.core.distributed import init_distributed, mean_over, world
 from nfig.train.run import Run
 from nfig.train.loop import fit
+
+
 class Task:
     def step(self, k):
-        if k==3 and world()[0]==1: raise ValueError('picture 17 is a sonata') if sys.argv[1]=='raises' else os.kill(os.getpid(), signal.SIGKILL)
+        if k == 3 and world()[0] == 1:
+            raise (
+                ValueError('picture 17 is a sonata')
+                if sys.argv[1] == 'raises'
+                else os.kill(os.getpid(), signal.SIGKILL)
+            )
         return dict(loss=mean_over(torch.ones(())))
-    def state(self): return {}
+
+    def state(self):
+        return {}
+
+
 @friendly
-def main(): init_distributed('cpu'); fit(Task(), Run('run'), total=100_000, batch_size=1, log_every=10, save_every=2, progress=False)
+def main():
+    init_distributed('cpu')
+    fit(Task(), Run('run'), total=100_000, batch_size=1, log_every=10, save_every=2, progress=False)
+
+
 main()
 '''
 
