@@ -1,4 +1,4 @@
-"A run that went wrong goes on, two runs never share a folder, held-out images say which checkpoint is best."
+"A run that went wrong goes on, two never share a folder, held-out images say which state is best."
 
 import json
 import re

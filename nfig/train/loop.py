@@ -497,7 +497,8 @@ def fit(
                 run.wait()
                 leave_early(done, noted)
         report.bar.close()
-        if max(start, stop) >= total and run.checkpoints():
+        saved = from_first(lambda: bool(run.checkpoints()))  # the first writes, all must agree
+        if max(start, stop) >= total and saved:
             task.finish(run.folder)
     return task
 

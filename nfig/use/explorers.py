@@ -53,7 +53,8 @@ def photos(
 def colours(
     x: Tensor,  # (C,H,W) image or latent
 ) -> Tensor:  # (3,C): times the channels gives red, green and blue
-    "Three mixtures of channels to look at: an image's own colours, or the main directions of a latent"
+    """Three mixtures of channels to look at: an image's own colours, or the main directions of a
+    latent"""
     if len(x) <= 3:
         return torch.eye(len(x)).expand(3, -1) if len(x) == 1 else torch.eye(3)[:, : len(x)]
     v = x.flatten(1).float()
@@ -141,7 +142,8 @@ def window(
     n = len(self.masks)
     if not 1 <= lo <= hi <= n:
         raise ValueError(
-            f"bands {lo} to {hi} asked for, but {n} scales make bands 1 to {n}: give 1 <= lo <= hi <= {n}"
+            f"bands {lo} to {hi} asked for, but {n} scales make bands 1 to {n}: give 1 <= lo "
+            f"<= hi <= {n}"
         )
     return self.masks[lo - 1 : hi].any(0)
 
@@ -180,7 +182,8 @@ def spectrum(
 # %% ../../nbs/8_use/81_explorers.ipynb #b8dc8842
 @dataclass(frozen=True, eq=False)
 class Mixer:
-    "Bands 1 to `cut` of one image, the others of another. ValueError if the two do not fit together"
+    """Bands 1 to `cut` of one image, the others of another. ValueError if the two do not fit
+    together"""
 
     low: Tensor  # (3,H,W) in [-1,1]: gives the slow waves
     high: Tensor  # (3,H,W) in [-1,1]: gives the fast ones
@@ -191,11 +194,13 @@ class Mixer:
     def __post_init__(self):
         if self.low.shape != self.high.shape:
             raise ValueError(
-                f"images of shape {tuple(self.low.shape)} and {tuple(self.high.shape)} given: bring them to one size first"
+                f"images of shape {tuple(self.low.shape)} and {tuple(self.high.shape)} given: "
+                "bring them to one size first"
             )
         if not 0 <= self.cut <= len(self.scales):
             raise ValueError(
-                f"cut {self.cut} given: the last band of the first image lies between 0 (none) and {len(self.scales)} (all)"
+                f"cut {self.cut} given: the last band of the first image lies between 0 "
+                f"(none) and {len(self.scales)} (all)"
             )
 
     def parts(self) -> Tensor:  # (2,3,H,W): slow waves of one, fast waves of the other
@@ -224,7 +229,8 @@ class Keeping:
         return getattr(self.model, name)
 
     def stage(self, i: int, cond: Tensor, x: Tensor, cache) -> Tensor:  # as `NFIGTransformer.stage`
-        "Logits of stage `i`; the model is run either way, since later stages look at this one through the cache"
+        """Logits of stage `i`; the model is run either way, since later stages look at this one
+        through the cache"""
         logits = self.model.stage(i, cond, x, cache)  # (B,s^2,K)
         if i not in self.kept:
             return logits
@@ -315,12 +321,14 @@ class TokenizerExplorer:
         self,
         k: int,  # stages decoded
     ) -> Tensor:  # (3,H,H) in [-1,1]
-        "Log power of the error, on the colour scale of the image: as bright as in the image means that a wave is missing"
+        """Log power of the error, on the colour scale of the image: as bright as in the image means
+        that a wave is missing"""
         p = log_power(self.x)
         return heat(log_power(self.error(k)), p.quantile(0.02), p.max())
 
     def usage(self) -> dict:  # tokens, codes, used, perplexity: (n,) each
-        "For each scale: tokens and different codes in this image, codes in use and perplexity in training"
+        """For each scale: tokens and different codes in this image, codes in use and perplexity in
+        training"""
         used, perplexity = codebook_stats(self.tok.quantizer.codebook.usage)
         return dict(
             tokens=torch.tensor([t.shape[1] for t in self.tokens]),
