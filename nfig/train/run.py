@@ -457,6 +457,8 @@ def latest(self: Run):  # state or None
     name = from_first(lambda: getattr(self.saved.newest(), "name", None))
     state = load_state(self.saved.folder / name) if name else None
     if self.first:
+        for path in self.saved.folder.glob("*.tmp"):  # of a process that was killed
+            path.unlink(missing_ok=True)
         self.cut_log(state["step"] if state else -1)
     return state
 
