@@ -149,7 +149,8 @@ def trial(run, name, every, kills):
         last = seen[-1] if seen else 0
         # lost may be the checkpoint that was being written while steps went on, and no other:
         # the next one waits for it
-        assert last - last % every - every <= start <= last, (start, last)
+        asked = last - last % every - (every if last and last % every == 0 else 0)
+        assert asked - every <= start <= last, (start, last)
         assert all(
             torch.equal(a, b) for a, b in zip(flat(end(whole)), flat(end(folder)), strict=True)
         ) and log(folder) == log(whole)
