@@ -68,7 +68,7 @@ def test_unknown_preset():
 
 
 def test_unknown_field_of_a_preset():
-    with pytest.raises(TypeError) as e:
+    with pytest.raises(ValueError) as e:
         get_preset('small', tokenizer=dict(widht=64))
     says(e, 'widht')
 
