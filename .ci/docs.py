@@ -9,6 +9,7 @@ finish   the HTML to _docs/, beside it copies of the notebooks for Colab, and wh
          broken internal links end it"""
 
 import ast
+import base64
 import json
 import os
 import re
@@ -133,11 +134,13 @@ def for_the_page(nb, path, cfg):
     name = path.name
 
     def link(m):
-        return (
-            f"{m[1]}{m[2]}{cfg.git_url}/{'raw' if m[1] else 'blob'}/{cfg.branch}/{to}"
-            if (to := outside(m[3], path.parent))
-            else m[0]
-        )
+        to = outside(m[3], path.parent)
+        if not to:
+            return m[0]
+        if m[1]:  # a picture: into the page, which asks for nothing outside of the site
+            data = base64.b64encode((root / to).read_bytes()).decode()
+            return f'{m[1]}{m[2]}data:image/png;base64,{data}'
+        return f'{m[2]}{cfg.git_url}/blob/{cfg.branch}/{to}'
 
     for c in nb['cells']:
         if c['cell_type'] == 'markdown':
