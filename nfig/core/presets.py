@@ -233,6 +233,7 @@ paper_tokenizer_origins |= {
     'train_tokenizer.critic_final_lr': f'{_program}: min_lr 5e-5',
     'train_tokenizer.critic_warmup': f'{_program}: 4 of its 144 epochs',
     'train_tokenizer.critic_decay': _xqgan,
+    'train_tokenizer.accumulate': 'ours: as many parts as the memory of the GPU asks for',
     'train_tokenizer.stage_dropout': 'paper has none (XQGAN: a tenth of the batch)',
 }
 
@@ -252,6 +253,7 @@ var_origins = {  # field of `train` in the presets var_d16 to var_d36_512 -> who
     'final_decay': f'{_page}: --twde',
     'clip': f'{_args}: tclip',
     'ema': 'VAR has none',
+    'accumulate': 'ours: as many parts as the memory of the GPU asks for',
     'flip': f'{_args}: hflip',
     'crop': 'VAR, utils/data.py: the short side is 1.125 of the crop',
     'views': 'VAR encodes a new crop at every step',
