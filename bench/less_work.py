@@ -11,7 +11,7 @@ import torch
 from fastcore.script import call_parse
 
 from bench.generate import count_flops
-from nfig.core.pixels import to_float
+from nfig.core.tensors import to_float
 from nfig.core.record import machine
 from nfig.data.sources import load_data
 from nfig.evaluate.metrics import extract

@@ -13,8 +13,7 @@ import torch
 from fastcore.script import call_parse
 
 from nfig.core.config import did_you_mean
-from nfig.core.parts import parse_share
-from nfig.core.record import about, write_result
+from nfig.core.record import about, parse_share, write_result
 from nfig.data.sources import load_data
 from nfig.evaluate.generator import GeneratedImages, compare_sets, measure_set
 from nfig.evaluate.tokenizer import evaluate_tokenizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nfig.use.sample import demo
-from nfig.core.pixels import to_float
+from nfig.core.tensors import to_float
 from nfig.data.sources import load_data
 from nfig.transformer.pipeline import NFIGPipeline, bundled
 

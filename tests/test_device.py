@@ -8,7 +8,7 @@ import torch
 
 from nfig.bands.frequency import precise
 from nfig.core.presets import get_preset
-from nfig.core.device import pick_device
+from nfig.core.tensors import pick_device
 from nfig.fast.packed import FastTransformer
 from nfig.train.loop import check_finite
 from nfig.transformer.model import NFIGTransformer

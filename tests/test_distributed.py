@@ -17,7 +17,7 @@ from nfig.core.presets import get_preset
 from nfig.data.sources import from_arrays, load_data, square
 from nfig.transformer.pipeline import NFIGPipeline
 from nfig.tokenizer.frvae import FRVAE
-from nfig.train.transformer import train_nfig
+from nfig.train.transformer import TransformerTask, train_nfig
 from nfig.train.tokenizer import train_tokenizer
 from nfig.train.run import Run
 
@@ -72,9 +72,8 @@ import os, signal, sys
 
 sys.path.insert(0, sys.argv[1])
 from test_distributed import *
-import nfig.core.device
-from nfig.core.distributed import init_distributed, destroy_distributed, world
-from nfig.train.transformer import TransformerTask
+import nfig.core.tensors
+from nfig.core.distributed import destroy_distributed, init_distributed, mean_over, world
 
 init_distributed('cpu')
 data = pictures()
@@ -91,10 +90,10 @@ train_tokenizer(fitted, data, 'fitted2', **every)
 for stop in (4, None):
     train_tokenizer(critical, data, 'critical2', stop_after=stop, **every)
 train_tokenizer(critical, data, 'whole2', **every)
-native = nfig.core.device.native_bf16
-nfig.core.device.native_bf16 = lambda device: True
+native = nfig.core.tensors.native_bf16
+nfig.core.tensors.native_bf16 = lambda device: True
 train_tokenizer(halved, data, 'half2', **every)
-nfig.core.device.native_bf16 = native
+nfig.core.tensors.native_bf16 = native
 train_tokenizer(critical, data, 'critical', stop_after=4, **every)
 tok = FRVAE.from_pretrained('critical2/tokenizer')
 train_nfig(drawn, tok, data, 'copies', val=data, **every)
@@ -205,7 +204,7 @@ def test_critic_by_two_is_that_of_one_and_resumes_by_either(two, data):
 
 def test_half_precision_by_two_is_that_of_one(two, data, monkeypatch):
     "bfloat16, in which every product is rounded: the same numbers to its three digits"
-    monkeypatch.setattr('nfig.core.device.native_bf16', lambda device: True)
+    monkeypatch.setattr('nfig.core.tensors.native_bf16', lambda device: True)
     folder, _ = two
     train_tokenizer(halved, data, folder / 'half1', **every)
     one, other = log(folder / 'half1'), log(folder / 'half2')
@@ -260,8 +259,6 @@ dies = '''
 import os, signal, sys, torch
 from torch import nn
 from nfig.core.command import friendly
-from nfig.core.distributed import init_distributed, mean_over, world
-from nfig.train.run import Run
 from nfig.train.loop import fit
 
 

@@ -24,7 +24,7 @@ def project(tmp_path_factory):
     "The project without its history, with a built site in _docs/"
     to = tmp_path_factory.mktemp('project')
     skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_proc')
-    for o in ('nbs', 'nfig', '.ci'):
+    for o in ('nbs', 'nfig', '.ci', 'results'):
         shutil.copytree(root / o, to / o, ignore=skip, symlinks=True)
     for o in (
         'settings.ini',
@@ -175,7 +175,7 @@ client = '''
 import torch
 from nfig.core.config import TokenizerConfig, TransformerConfig
 from nfig.core.presets import get_preset
-from nfig.core.pixels import to_float
+from nfig.core.tensors import to_float
 from nfig.data.sources import load_data
 from nfig.use.explorers import BandExplorer,photos
 from nfig.bands.frequency import band_masks,decompose,radius

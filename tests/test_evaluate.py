@@ -15,13 +15,12 @@ import torch
 from scipy import linalg
 
 from nfig.core.io import require
-from nfig.core.pixels import to_float
+from nfig.core.tensors import to_float
 from nfig.data.sets import ImageData
 from nfig.evaluate import generator, metrics
 from nfig.evaluate.metrics import inception_score, precision_recall
-from nfig.tokenizer.features import Moments, frechet_distance
+from nfig.tokenizer.features import InceptionFeatures, Moments, frechet_distance
 from nfig.evaluate.tokenizer import rfd_name
-from nfig.tokenizer.features import InceptionFeatures
 from studies import expected
 
 root = Path(__file__).resolve().parent.parent
@@ -73,7 +72,7 @@ import torch
 from torch import nn
 from nfig.core.presets import presets
 from nfig.core.distributed import destroy_distributed,init_distributed
-from nfig.core.parts import parse_share
+from nfig.core.record import parse_share
 from nfig.evaluate.generator import GeneratedImages,NpzImages,evaluate_samples
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer

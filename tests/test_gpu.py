@@ -7,7 +7,7 @@ import torch
 from nfig.core.presets import get_preset
 from nfig.fast.faster import faster
 from nfig.transformer.pipeline import NFIGPipeline
-from nfig.evaluate.samples import sample_set
+from nfig.use.sample import sample_set
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
 

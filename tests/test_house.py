@@ -75,8 +75,8 @@ def test_each_lesson_lies_in_its_chapter_and_exports_its_module():
     assert len(set(number.values())) == len(number), 'two lessons that export have the same number'
 
 
-def test_there_are_at_most_52_modules():
-    assert len(package) <= 52
+def test_there_are_at_most_48_modules():
+    assert len(package) <= 48
 
 
 def test_imports_have_smaller_numbers():

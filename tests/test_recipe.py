@@ -60,7 +60,7 @@ def test_parts_are_the_whole_with_critic_adaptive_weight_and_lecam(
     data, half, dropout, monkeypatch
 ):
     "Before, the critic took a step a part, and each part had a weight of its own"
-    monkeypatch.setattr('nfig.core.device.native_bf16', lambda device: True)
+    monkeypatch.setattr('nfig.core.tensors.native_bf16', lambda device: True)
     runs = [
         three_steps(data, n, amp=half, stage_dropout=dropout, lr=1e-4, clip=0.0) for n in (1, 4)
     ]
@@ -217,7 +217,7 @@ def test_latents_for_the_codes_are_made_in_parts(data, monkeypatch):
     task = task_of(data, accumulate=4)
     inner = task.model.encoder.forward
     half = torch.is_autocast_enabled
-    monkeypatch.setattr('nfig.core.device.native_bf16', lambda device: True)
+    monkeypatch.setattr('nfig.core.tensors.native_bf16', lambda device: True)
     task.model.encoder.forward = lambda x: seen.append((len(x), half('cpu'))) or inner(x)
     f = batch_latents(task.model, task.batch(0), 4, amp=True)
     assert f.shape[0] == 16 and f.dtype is torch.float32 and seen == [(4, True)] * 4
@@ -249,7 +249,7 @@ def test_gains_are_averaged_with_the_codes():
 
 
 def test_float16_leaves_a_step_out_and_halves_its_factor(data, monkeypatch):
-    monkeypatch.setattr('nfig.core.device.half_type', lambda device: torch.float16)
+    monkeypatch.setattr('nfig.core.tensors.half_type', lambda device: torch.float16)
     monkeypatch.setattr(trainer, 'half_type', lambda device: torch.float16)
     task = task_of(data, gan=0.0, amp=True)
     assert task.scaler.value == 2.0**16
@@ -266,7 +266,7 @@ def test_float16_leaves_a_step_out_and_halves_its_factor(data, monkeypatch):
 def test_float16_trains_as_float32_does(data, monkeypatch):
     losses = []
     for kind in (None, torch.float16):
-        for where in ('nfig.core.device', 'nfig.train.tokenizer'):
+        for where in ('nfig.core.tensors', 'nfig.train.tokenizer'):
             monkeypatch.setattr(f'{where}.half_type', lambda device, kind=kind: kind)
         task = task_of(data, amp=True, gan=0.0)
         losses.append([task.step(k)['pixel'].item() for k in range(6)])

@@ -14,7 +14,7 @@ root = Path(__file__).resolve().parent.parent
 
 program = """
 import sys
-from nfig.evaluate.samples import sample_set
+from nfig.use.sample import sample_set
 from nfig.transformer.pipeline import NFIGPipeline
 pipe = NFIGPipeline.from_pretrained('fashion-mnist').to('cpu')
 sample_set(pipe, sys.argv[1], n=int(sys.argv[2]), batch_size=24, part=24, progress=False)
@@ -62,7 +62,7 @@ def test_killed_and_resumed_gives_the_same_file(tmp_path):
         and about['recipe']['n'] == 72
     )
     from nfig.transformer.pipeline import NFIGPipeline
-    from nfig.core.pixels import to_bytes
+    from nfig.core.tensors import to_bytes
 
     pipe = NFIGPipeline.from_pretrained('fashion-mnist').to(
         'cpu'

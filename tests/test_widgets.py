@@ -12,7 +12,7 @@ from PIL import Image
 
 from nfig.bands.frequency import apply_masks, band_masks, bin_counts, energy_edges, power_spectrum
 from nfig.bands.show import unfold
-from nfig.core.pixels import to_float
+from nfig.core.tensors import to_float
 from nfig.data.sources import load_data
 from nfig.transformer.names import label_ids
 from nfig.transformer.pipeline import NFIGPipeline, generate_stages

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from .frequency import fit_power_law, power_spectrum
-from ..core.pixels import psnr
+from ..core.tensors import psnr
 
 # %% ../../nbs/1_bands/12_show.ipynb #92d8af57
 def to_picture(

@@ -22,10 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.config import from_dict, to_dict
-from ..core.device import autocast, to_device
+from ..core.tensors import autocast, to_device, to_float
 from ..core.distributed import any_of, main_process_first, shard, world
 from ..core.io import replacing, weights_hash
-from ..core.pixels import to_float
 from .images import draw_views
 from .sets import ImageData, batches, check_crop, loader, read_batches
 from ..tokenizer.frvae import FRVAE

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..bands.frequency import centred_radius, radial_profile
-from ..core.pixels import to_float
+from ..core.tensors import to_float
 from ..tokenizer.features import Moments
 
 # %% ../../nbs/6_evaluate/61_metrics.ipynb #5e2d917f

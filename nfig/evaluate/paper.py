@@ -17,11 +17,17 @@ from pathlib import Path
 from torch import Tensor
 from ..bands.show import canvas, draw, palette, to_picture
 from ..core.io import require
-from ..core.pixels import psnr, to_float
+from ..core.tensors import psnr, to_float
 from ..data.images import decode
 from ..data.sets import ImageData
-from .metrics import band_energy, frequency_keep, image_batches, log_distance
-from .metrics import power_profile, rounding_power
+from nfig.evaluate.metrics import (
+    band_energy,
+    frequency_keep,
+    image_batches,
+    log_distance,
+    power_profile,
+    rounding_power,
+)
 from .tokenizer import image_scores
 from ..tokenizer.frvae import FRVAE
 from ..transformer.pipeline import NFIGPipeline

@@ -14,16 +14,27 @@ from pathlib import Path
 from torch import Tensor, nn
 from ..bands.show import canvas, palette
 from ..core.io import assets
-from ..core.parts import added_up, in_parts
-from ..core.pixels import psnr
-from ..core.record import about
+from ..core.record import about, added_up, in_parts
+from ..core.tensors import psnr
 from ..data.sets import ImageData
 from ..data.sources import load_data
-from .metrics import frequency_keep, image_batches
-from ..tokenizer.features import Moments, frechet_distance
-from .metrics import log_distance, power_profile, rounding_power, score_names
-from .metrics import ssim, usage_of
-from ..tokenizer.features import FeatureDistance, PerceptualLoss, build_extractor
+from nfig.evaluate.metrics import (
+    frequency_keep,
+    image_batches,
+    log_distance,
+    power_profile,
+    rounding_power,
+    score_names,
+    ssim,
+    usage_of,
+)
+from nfig.tokenizer.features import (
+    FeatureDistance,
+    Moments,
+    PerceptualLoss,
+    build_extractor,
+    frechet_distance,
+)
 from ..tokenizer.frvae import FRVAE
 
 # %% ../../nbs/6_evaluate/64_tokenizer.ipynb #860e418a

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from copy import copy, deepcopy
 from functools import lru_cache
 from torch import Tensor
-from ..core.device import native_bf16
+from ..core.tensors import native_bf16
 from ..tokenizer.autoencoder import CNNDecoder, ResBlock, Upsample
 from ..tokenizer.frvae import FRVAE
 from ..transformer.attention import KVCache

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from ..core.config import did_you_mean
 from ..core.io import require
-from ..core.pixels import to_uint8
+from ..core.tensors import to_uint8
 
 # %% ../../nbs/2_tokenizer/25_features.ipynb #0abe1d37
 def find_vgg(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.config import TrainConfig
-from ..core.device import half_type, native_bf16, peak, use_tensor_cores
+from ..core.tensors import half_type, native_bf16, peak, use_tensor_cores
 from ..core.distributed import any_of, destroy_distributed, from_first, world
 from .run import Run
 

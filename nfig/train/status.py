@@ -19,7 +19,7 @@ from statistics import mean, median
 from torch.utils.flop_counter import FlopCounterMode
 from ..core.command import command
 from ..core.config import TokenizerConfig, TransformerConfig, from_dict
-from ..core.device import pick_device
+from ..core.tensors import pick_device
 from ..core.io import assets
 from ..tokenizer.frvae import build_decoder, build_encoder
 from ..transformer.model import NFIGTransformer

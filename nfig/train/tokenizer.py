@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from ..bands.frequency import energy_edges, low_masks, power_spectrum
 from ..core.config import TokenizerTraining, to_dict
-from ..core.device import autocast, half_type, pick_device, to_device, worth_compiling
+from nfig.core.tensors import (
+    autocast,
+    half_type,
+    pick_device,
+    psnr,
+    save_grid,
+    to_device,
+    to_float,
+    worth_compiling,
+)
 from nfig.core.distributed import (
     BatchNorm,
     all_gather,
@@ -32,7 +41,6 @@ from nfig.core.distributed import (
     sum_over,
     world,
 )
-from ..core.pixels import psnr, save_grid, to_float
 from ..core.presets import Experiment
 from ..data.images import random_flip
 from ..data.sets import ImageData, loader

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ..core.config import TransformerTraining, to_dict
 from ..core.presets import Experiment
 from ..core.io import weights_hash
-from nfig.core.device import (
+from nfig.core.tensors import (
     autocast,
     half_type,
     native_bf16,
     pick_device,
+    save_grid,
     to_device,
     worth_compiling,
 )
@@ -38,7 +39,6 @@ from nfig.core.distributed import (
     shard,
     world,
 )
-from ..core.pixels import save_grid
 from ..core.record import machine
 from ..tokenizer.frvae import FRVAE
 from ..transformer.model import NFIGTransformer, compile_blocks

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fastcore.script import Param
 from ..core.command import command
 from ..core.config import SampleConfig, TokenizerConfig, TransformerConfig
-from ..core.device import pick_device
+from ..core.tensors import pick_device
 from ..core.io import load_weights, replacing
 from ..tokenizer.quantizer import ResidualQuantizer, build_quantizer
 from ..tokenizer.frvae import FRVAE, build_tokenizer

@@ -17,19 +17,30 @@ from pathlib import Path
 from ..bands.show import compare_figure, growth_figure, save_figure
 from ..core.command import Fields, command, friendly, settings
 from ..core.config import Count, SampleConfig, Whole, checked_dataclass, did_you_mean
-from ..core.device import pick_device
+from ..core.tensors import pick_device, to_float
 from ..core.distributed import destroy_distributed, init_distributed, world
-from ..core.parts import parse_share
-from ..core.pixels import to_float
-from ..core.record import about, write_result
+from ..core.record import about, parse_share, write_result
 from ..data.sources import load_data
 from ..evaluate.generator import evaluate_samples, open_images, open_samples
-from ..evaluate.paper import frequency_figure, growth, image_types, is_score, ladder_figure
-from ..evaluate.paper import rows_table, sampling_rungs, stage_pictures, stage_quality
-from ..evaluate.paper import types_table
+from nfig.evaluate.paper import (
+    frequency_figure,
+    growth,
+    image_types,
+    is_score,
+    ladder_figure,
+    rows_table,
+    sampling_rungs,
+    stage_pictures,
+    stage_quality,
+    types_table,
+)
 from ..evaluate.spectra import compare_spectra, profiles, spectra_figure
-from ..evaluate.tokenizer import evaluate_tokenizer, open_tokenizer, plot_stage_errors
-from ..evaluate.tokenizer import tokenizer_report
+from nfig.evaluate.tokenizer import (
+    evaluate_tokenizer,
+    open_tokenizer,
+    plot_stage_errors,
+    tokenizer_report,
+)
 from ..tokenizer.features import build_extractor
 from .sample import open_pipeline, parse_labels
 

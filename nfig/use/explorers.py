@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from skimage import data as photographs
 from torch import Tensor
 from ..core.config import SampleConfig
-from ..core.pixels import to_float
+from ..core.tensors import to_float
 from nfig.bands.frequency import (
     apply_masks,
     band_masks,

@@ -23,11 +23,10 @@ from nfig.core.config import (
     checked_dataclass,
     to_dict,
 )
-from ..core.device import pick_device
+from ..core.tensors import pick_device
 from ..core.distributed import destroy_distributed, init_distributed, main_process_first
-from ..core.parts import parse_share
+from ..core.record import about, parse_share
 from ..core.presets import get_preset, resized
-from ..core.record import about
 from ..data.sources import is_stream, load_data, open_data
 from ..data.tokens import TokenCache, cache_tokens as encode_part, missing, plan_for
 from ..evaluate.tokenizer import open_tokenizer

@@ -29,7 +29,7 @@ from pathlib import Path
 from torch import Tensor
 from ..bands.show import stretch
 from ..core.io import assets, write_folder
-from ..core.pixels import to_float, to_pil
+from ..core.tensors import to_float, to_pil
 from ..data.sources import load_data
 from ..tokenizer.frvae import FRVAE
 from ..transformer.export import onnx_files

@@ -33,7 +33,7 @@ from nfig.evaluate.metrics import (
     ssim,
 )
 from nfig.tokenizer.frvae import build_tokenizer
-from nfig.core.pixels import psnr
+from nfig.core.tensors import psnr
 from nfig.train.transformer import TransformerTask, no_weight_decay
 from nfig.train.tokenizer import TokenizerTask, spectrum_image
 from nfig.train.loop import adamw
@@ -231,8 +231,8 @@ def token_cache():
     "What encodes a data set: a batch of images to tokens, under autocast"
     tok = fake.on_cuda(build_tokenizer(get_preset('small').tokenizer).eval())
     x = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    from nfig.core.device import autocast
-    from nfig.core.pixels import to_float
+    from nfig.core.tensors import autocast
+    from nfig.core.tensors import to_float
 
     def tokens():
         with torch.no_grad(), autocast(cuda, True):
