@@ -30,32 +30,16 @@ pytestmark = [
 ]
 
 # the most waits of each function and kind, in a step of two parts or for a batch of images, and why
-finite = {
-    'check_finite copy cuda to cpu': 6
-}  # a step must not go on with infinite numbers: once a part, the critic's, the gradients'
-crops = {
-    'crop_at copy cpu to cuda': 1,
-    'random_flip copy cpu to cuda': 1,
-}  # where to cut and what to mirror; at the step's start
-judged = {
-    'rows copy cuda to cpu': 6,
-    'batch_parts copy cpu to cuda': 4,
-}  # which images of a part are judged, and by which random numbers
-stops = {
-    'losses copy cpu to cuda': 2,
-    'finished copy cpu to cuda': 4,
-    'parts copy cpu to cuda': 1,
-}  # which stage an image stops at
-offset = {'<genexpr> copy cpu to cuda': 16}  # where a DINO critic's augmentation shifts and cuts
+finite = {'check_finite copy cuda to cpu': 1}  # a step must not go on with infinite numbers
 draws = {'uniforms copy cpu to cuda': 1}  # an image's random numbers, once for all its stages
 anything = None  # every tenth step, or not in a loop
 
 allowed = dict(
-    tokenizer_small=finite | crops | judged,
-    tokenizer_energy=finite | crops | judged,
-    tokenizer_dropout=finite | crops | judged | stops,
-    tokenizer_256=finite | crops | judged,
-    tokenizer_dino=finite | crops | judged | offset,
+    tokenizer_small=finite,
+    tokenizer_energy=finite,
+    tokenizer_dropout=finite,
+    tokenizer_256=finite,
+    tokenizer_dino=finite,
     refresh=anything,
     preview={},
     measures=anything,

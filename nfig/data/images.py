@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.config import did_you_mean
 from ..core.distributed import shard, world
+from ..core.tensors import to_device
 
 # %% ../../nbs/4_data/41_images.ipynb #670cf366
 def to_rgb(
@@ -110,4 +111,4 @@ def random_flip(
 ) -> Tensor:  # the same shape
     "Mirror each image left to right with probability 1/2"
     coin = shard(torch.rand(len(x) * world()[1], generator=generator)) < 0.5
-    return torch.where(coin.to(x.device)[:, None, None, None], x.flip(-1), x)
+    return torch.where(to_device(coin, x.device)[:, None, None, None], x.flip(-1), x)

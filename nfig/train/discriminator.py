@@ -262,7 +262,6 @@ def crop_or_shrink(
 class DINODiscriminator(nn.Module):
     "Heads on the frozen features of a DINO ViT-S/16 (XQGAN's critic); errors as `frozen_vit`'s"
 
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
     draws = 3  # random numbers that it wants for each image, see `crop_or_shrink`
 
     def __init__(
@@ -281,6 +280,9 @@ class DINODiscriminator(nn.Module):
         vit = frozen_vit(name, weights, side)
         self._vit, self.side, self.taps = (vit,), side, taps
         self.heads = nn.ModuleList(DINOHead(vit.num_features) for _ in range(len(taps) + 1))
+        # of ImageNet; kept on the device: made anew at each look, the host would wait for it
+        for name, rgb in dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).items():
+            self.register_buffer(name, torch.tensor(rgb)[:, None, None], persistent=False)
 
     def _apply(self, fn, *args):
         "Let the ViT move to a device with the heads"
@@ -294,9 +296,8 @@ class DINODiscriminator(nn.Module):
     ) -> list:  # for each head (B,D,L), L patches
         "What the heads see; gradients reach the image"
         vit = self._vit[0]
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
         x = crop_or_shrink(x.float(), self.side, noise)
-        h = vit.norm_pre(vit._pos_embed(vit.patch_embed((x / 2 + 0.5 - mean) / std)))
+        h = vit.norm_pre(vit._pos_embed(vit.patch_embed((x / 2 + 0.5 - self.mean) / self.std)))
         seen = [h]
         for i, block in enumerate(vit.blocks):
             h = block(h)

@@ -280,12 +280,7 @@ class Part:
     judged: Tensor = None  # (j,) which of them perceptual loss and critic judge
     share: float = 1.0  # of the judged images of the whole batch
     even: float = 1.0  # what its share would be if all parts had as many
-    noise: dict = field(default_factory=dict)  # purpose -> (b,n) in [0,1), for the critic
-
-    def rows(self) -> dict:
-        "The random numbers of the judged images"
-        judged = self.judged.cpu()
-        return {name: to_device(n[judged], self.judged.device) for name, n in self.noise.items()}
+    noise: dict = field(default_factory=dict)  # purpose -> (j,n) in [0,1), for the critic
 
 
 def batch_parts(
@@ -302,13 +297,16 @@ def batch_parts(
     if stop is not None and not judge_all and (stop == stages - 1).any():
         finished = stop == stages - 1
     count, mine = int(finished.sum()), shard(finished).chunk(parts)
-    stops = [None] * parts if stop is None else shard(stop).to(x.device).chunk(parts)
+    stops = [None] * parts if stop is None else to_device(shard(stop), x.device).chunk(parts)
     out = []
     for i, (piece, done) in enumerate(zip(x.chunk(parts), mine)):
-        judged = done.nonzero()[:, 0].to(x.device)
-        rows = {name: n.chunk(parts)[i] for name, n in (noise or {}).items()}
+        judged = done.nonzero()[:, 0]
+        own = {
+            name: to_device(n.chunk(parts)[i][judged], x.device)
+            for name, n in (noise or {}).items()
+        }
         share, even = len(judged) / count, len(piece) / size
-        out.append(Part(piece, stops[i], judged, share, even, rows))
+        out.append(Part(piece, stops[i], to_device(judged, x.device), share, even, own))
     return out
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #012fae9f
@@ -380,7 +378,7 @@ class Objective:
         "What the critic says"
         if not len(part.judged):
             return y.new_zeros(()), torch.zeros_like(y)
-        loss, g = self.critic.generator_loss(y[part.judged], y, part.rows()["judged"], scale)
+        loss, g = self.critic.generator_loss(y[part.judged], y, part.noise["judged"], scale)
         return loss * part.share / part.even, g * part.share / part.even
 
 # %% ../../nbs/5_train/55_tokenizer.ipynb #fbab4e57
@@ -677,7 +675,7 @@ def backward(
     torch.autograd.backward(*zip(*ends))
     x_hat, j = x_hat.detach(), part.judged
     if gan and len(j):
-        self.critic.learn(part.x[j], x_hat[j], part.rows(), part.share, scale)
+        self.critic.learn(part.x[j], x_hat[j], part.noise, part.share, scale)
     told["error"] = (x_hat - part.x).square().mean((1, 2, 3))
     db = psnr(part.x[j], x_hat[j].clamp(-1, 1)).sum() / max(1, len(j)) * part.share / part.even
     told |= dict(terms, loss=sum(terms.values()), psnr=db, stage_error=z.errors)
