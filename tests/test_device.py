@@ -71,3 +71,12 @@ def test_asking_for_a_gpu_that_is_not_there():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match='torch sees no GPU'):
             pick_device('cuda:1')
+
+def test_networks_built_without_memory_leave_the_real_ones_alone():
+    "Matrices that are kept for later lie on the processor, wherever the first network was built"
+    from nfig.bands.resample import Resampler
+
+    with torch.device('meta'):
+        shape_only = Resampler(3, 11)
+    assert shape_only.U.is_meta
+    assert Resampler(3, 11).up(torch.ones(1, 1, 3, 3)).mean() == 1

@@ -23,7 +23,8 @@ def upsample_matrix(
             f"cannot enlarge a grid of side {s} to a latent of side {h}: "
             "scales should lie between 1 and the latent's side"
         )
-    eye = torch.eye(s, dtype=torch.float64)[None, None]  # (1,1,s,s): row j is the j-th unit vector
+    # on the processor, whatever device is being built on: the result is kept for all
+    eye = torch.eye(s, dtype=torch.float64, device='cpu')[None, None]  # (1,1,s,s): unit vectors
     wide = F.interpolate(eye, size=(s, h), mode='bicubic', align_corners=False)
     return wide[0, 0].T.float().contiguous()  # (h,s)
 
@@ -43,7 +44,7 @@ def area_matrix(
     h: int,  # side of the latent
 ) -> Tensor:  # (s,h) float32, rows sum to 1
     "Area pooling as a matrix: what VAR and XQGAN use in place of Eq. 4"
-    eye = torch.eye(h)[None, None]
+    eye = torch.eye(h, device='cpu')[None, None]
     return F.interpolate(eye, size=(h, s), mode='area')[0, 0].T.contiguous()
 
 # %% ../../nbs/1_bands/13_resample.ipynb #b3718aa7
@@ -67,7 +68,7 @@ class Resampler(nn.Module):
         matrices = dict(U=upsample_matrix(s, h), D=self.downs[down](s, h), A=area_matrix(s, h))
         for name, M in matrices.items():
             M = torch.kron(M, M) if self.joined else M.clone()
-            self.register_buffer(name, M, persistent=False)
+            self.register_buffer(name, M.to(torch.get_default_device()), persistent=False)
 
     def both(
         self,
