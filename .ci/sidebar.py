@@ -36,6 +36,7 @@ path = [
     '3_transformer/raster',
     '5_train/tokenizer',
     '5_train/transformer',
+    '8_use/own',
     '9_results/figure_4',
     '9_results/study_orders',
     '9_results/related',
