@@ -20,6 +20,7 @@ from nfig.data.sets import ImageData
 from nfig.fast.packed import FastTransformer, pieces
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.train.tokenizer import TokenizerTask
+from nfig.transformer import attention
 from nfig.transformer.model import NFIGTransformer, compile_blocks
 
 
@@ -168,3 +169,25 @@ def test_compiled_blocks_work_with_sharded_weights(tmp_path):
     )
     assert p.returncode == 0, p.stderr[-3000:]
     assert p.stdout.count('equal on 2') == 2
+
+
+@pytest.mark.parametrize('native', [False, True])
+def test_attention_is_written_out_where_bfloat16_is_native(monkeypatch, native):
+    "The choice of the way follows the processor, and a compiler takes it for a constant"
+    taken = []
+
+    def recorded(q, *args):
+        taken.append(q.dtype)
+        return q
+
+    monkeypatch.setattr(attention, 'cpu_has_bf16', lambda: native)
+    monkeypatch.setattr(attention, 'written_out', recorded)
+    for dtype in (torch.float32, torch.bfloat16):
+        for grad in (False, True):
+            q = torch.randn(1, 1, 2, 8, dtype=dtype, requires_grad=grad)
+            attention.attend(q, q, q)
+    assert taken == [torch.bfloat16] * native  # once: in training, in half precision
+    monkeypatch.undo()
+    q = torch.randn(1, 2, 5, 8, dtype=torch.bfloat16, requires_grad=True)
+    traced = torch.compile(attention.attend, backend='eager', fullgraph=True)
+    assert torch.equal(traced(q, q, q), attention.attend(q, q, q))
