@@ -233,6 +233,8 @@ def measure(page):  # what results/browser_chromium.json holds
     bands = play(page, 'bands')
     slider = bands.locator('input[type=range]').nth(1)
     moves = [slider.evaluate(move_once, step) for step in [1, -1] * 10]
+    mix = play(page, 'mix').locator('input[type=range]').first
+    mixed = [mix.evaluate(move_once, step) for step in [1, -1] * 10]
     start, used = time.perf_counter(), max(cpu for _, cpu in renderers())
     grow = play(page, 'grow')
     loaded = time.perf_counter() - start
@@ -262,6 +264,7 @@ def measure(page):  # what results/browser_chromium.json holds
         image=summary(images) | dict(stages=stages, processor=round(used, 3)),
         move=summary([m[0] / 1000 for m in moves]) | dict(picture='256x256, 9 bands'),
         frame=summary([m[1] / 1000 for m in moves]),
+        mix=summary([m[0] / 1000 for m in mixed]) | dict(picture='two of 256x256'),
         memory=max(memory for memory, _ in renderers()),
     )
 
