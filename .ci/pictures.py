@@ -60,21 +60,37 @@ def field_means(
     return np.array([[image[a:b, c:d].mean() for c, d in spans] for a, b in spans])
 
 
+def said_by_grids(
+    image,  # (H,W) array
+    scales: tuple,  # sides of the grids
+) -> list:  # arrays (s,s): the first is the mean, each further one what is then still missing
+    "What each grid adds to the sum of those before it: together they are the image, nearly"
+    missing = np.array(image, dtype=float)
+    grids = []
+    for side in scales:
+        grids.append(field_means(missing, side))
+        edges = np.linspace(0, len(image), side + 1).astype(int)
+        lengths = np.diff(edges)
+        missing = missing - grids[-1].repeat(lengths, 0).repeat(lengths, 1)
+    return grids
+
+
 def draw_grid(
     ax,  # axes to draw on
     x: float,  # centre
     y: float,  # centre
-    values,  # (s,s) array from 0 to 1
+    values,  # (s,s) array, positive where the grid adds light and negative where it takes some away
     colour: str,  # of the lines between the cells
     size: float = 0.62,  # of the square
 ):
     "Draw a square of coloured cells"
     half = size / 2
     place = (x - half, x + half, y - half, y + half)
-    ax.imshow(values, extent=place, cmap='viridis', vmin=0, vmax=1, interpolation='nearest')
+    ax.imshow(values, extent=place, cmap='PuOr_r', vmin=-0.5, vmax=0.5, interpolation='nearest')
+    thin = 0.4 if len(values) < 5 else 0.2
     for t in np.linspace(-half, half, len(values) + 1):
-        ax.plot([x + t, x + t], [y - half, y + half], color=colour, lw=0.4)
-        ax.plot([x - half, x + half], [y + t, y + t], color=colour, lw=0.4)
+        ax.plot([x + t, x + t], [y - half, y + half], color=colour, lw=thin)
+        ax.plot([x - half, x + half], [y + t, y + t], color=colour, lw=thin)
 
 
 def draw_image(
@@ -100,8 +116,8 @@ def draw_tokenizer(
         draw_image(ax, x, y, image)
     draw_box(ax, 2.1, y, 'encoder', colour['tokenizer'])
     draw_box(ax, 10.2, y, 'decoder', colour['tokenizer'])
-    for x, side in zip(at, scales):
-        draw_grid(ax, x, y, field_means(image, side), colour['bands'])
+    for x, side, grid in zip(at, scales, said_by_grids(image, scales)):
+        draw_grid(ax, x, y, grid, colour['bands'])
         ax.text(x, y - 0.5, side * side, ha='center', va='center', fontsize=7, color=ink)
     for a, b in zip(at, at[1:]):
         ax.text((a + b) / 2, y, '+', ha='center', va='center', fontsize=10, color=ink)
@@ -125,14 +141,14 @@ def draw_generator(
     "Draw the way from a class to a picture"
     draw_box(ax, 0.85, y, '"boot"', colour['data'])
     draw_box(ax, 3.0, y, 'transformer', colour['transformer'], width=1.6)
-    draw_grid(ax, 5.3, y, field_means(image, 4), colour['bands'])
+    draw_grid(ax, 5.3, y, said_by_grids(image, (1, 2, 3, 4))[-1], colour['bands'])
     draw_box(ax, 7.5, y, 'running sum', colour['bands'], width=1.6)
     draw_box(ax, 10.2, y, 'decoder', colour['tokenizer'])
     draw_image(ax, 11.8, y, image)
     for a, b in ((1.5, 2.18), (3.82, 4.93), (5.68, 6.68), (8.32, 9.55), (10.87, 11.25)):
         draw_arrow(ax, (a, y), (b, y))
     draw_arrow(ax, (7.5, y + 0.42), (3.0, y + 0.42), bend=0.28)
-    labels = {(5.3, -0.55): 'grid of stage i', (4.37, 0.1): 'draw', (8.95, 0.1): 'after the last'}
+    labels = {(5.3, -0.55): 'grid of stage i', (4.37, 0.1): 'sample', (8.95, 0.1): 'after the last'}
     labels[(5.25, 0.6)] = 'brought down to the next grid'
     for (x, up), text in labels.items():
         ax.text(x, y + up, text, ha='center', fontsize=7, color=ink)
