@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from nfig.core.io import assets
 
@@ -176,34 +176,53 @@ def draw_whole(
     return fig
 
 
+def draw_sum(
+    ax,  # axes to draw on
+    x: float,  # centre
+    y: float,  # centre
+    colour: str,  # of the sign and its circle
+):
+    "Draw a plus in a circle"
+    ax.add_patch(Circle((x, y), 0.2, fc='none', ec=colour, lw=1.4))
+    ax.text(x, y, '+', ha='center', va='center_baseline', fontsize=10, color=colour)
+
+
 def draw_tensors() -> Figure:
     "Draw the way of the tensors through the transformer"
-    fig = plt.figure(figsize=(7, 3.6), dpi=130, facecolor='none')
+    fig = plt.figure(figsize=(8.4, 3.05), dpi=130, facecolor='none')
     plt.close(fig)
     ax = fig.add_axes([0, 0, 1, 1])
-    ax.set(xlim=(0, 10), ylim=(-0.4, 4.9))
+    ax.set(xlim=(0, 13.2), ylim=(1.6, 6.4), aspect='equal')
     ax.axis('off')
     blue = accents['tokenizer']
     red = accents['transformer']
-    gray = ink
-    draw_box(ax, 1.5, 4.4, 'class  (B,)', gray, 2.2)
-    draw_box(ax, 1.5, 3.1, 'sums so far\n(B, L-1, C)', blue, 2.2)
-    draw_box(ax, 4.6, 4.4, 'class embedding\n(B, D)', red, 2.3)
-    draw_box(ax, 4.6, 3.1, 'linear C to D\n(B, L-1, D)', red, 2.3)
-    draw_box(ax, 4.6, 1.8, 'position + stage\n(1, L, D)', red, 2.3)
-    draw_box(ax, 4.6, 0.4, 'tokens  (B, L, D)', red, 2.3)
-    draw_box(ax, 8.2, 4.4, 'modulations: 6 x\n(B, 1, D) a block', red, 2.5)
-    draw_box(ax, 8.2, 2.7, 'blocks, with the stairs\n(B, L, D)', red, 2.9)
-    draw_box(ax, 8.2, 1.4, 'head, linear D to K', red, 2.5)
-    draw_box(ax, 8.2, 0.1, 'logits  (B, L, K)', blue, 2.5)
-    for x, y, to in ((2.7, 4.4, 3.35), (2.7, 3.1, 3.35), (5.85, 4.4, 6.85)):
-        draw_arrow(ax, (x, y), (to, y))
-    for x, y, to in ((4.6, 2.65, 2.3), (4.6, 1.35, 0.9), (8.2, 3.95, 3.2), (8.2, 2.25, 1.85)):
-        draw_arrow(ax, (x, y), (x, to))
-    draw_arrow(ax, (8.2, 0.95), (8.2, 0.6))
-    draw_arrow(ax, (5.85, 0.6), (6.65, 2.5))
-    draw_arrow(ax, (3.5, 4.0), (3.5, 0.5), bend=0.35)
-    ax.text(2.05, 1.9, 'as the first\ntoken', fontsize=7, color=gray, ha='center')
+    draw_box(ax, 1.2, 5.1, 'class  (B,)', ink, 2.0)
+    draw_box(ax, 3.9, 5.1, 'class embedding\n(B, D)', red, 2.2)
+    draw_box(ax, 8.6, 5.1, "blocks' modulations\n6 x (B, 1, D) each", red, 2.7)
+    draw_box(ax, 11.9, 5.1, "head's modulation\n2 x (B, 1, D)", red, 2.4)
+    draw_box(ax, 1.2, 3.7, 'start place\n(1, 1, D)', red, 2.0)
+    draw_box(ax, 1.2, 2.2, 'sums so far\n(B, L-1, C)', blue, 2.0)
+    draw_box(ax, 3.9, 2.2, 'linear C to D\n(B, L-1, D)', red, 2.2)
+    draw_box(ax, 5.9, 3.7, 'tokens\n(B, L, D)', red, 1.3)
+    draw_box(ax, 7.2, 2.2, 'position + stage\n(1, L, D)', red, 2.2)
+    draw_box(ax, 9.3, 3.7, 'blocks, with the\nstairs (B, L, D)', red, 2.3)
+    draw_box(ax, 11.9, 3.7, 'head\nlinear D to K', red, 1.9)
+    draw_box(ax, 11.9, 2.2, 'logits\n(B, L, K)', blue, 1.9)
+    draw_sum(ax, 3.9, 3.7, red)
+    draw_sum(ax, 7.2, 3.7, red)
+    across = {1.2: ((5.1, 2.22, 2.78), (3.7, 2.22, 3.68), (2.2, 2.22, 2.78))}
+    across[3.9] = ((3.7, 4.12, 5.23),)
+    across[7.2] = ((3.7, 6.57, 6.98), (3.7, 7.42, 8.13), (3.7, 10.47, 10.93))
+    for rows in across.values():
+        for y, start, end in rows:
+            draw_arrow(ax, (start, y), (end, y))
+    draw_arrow(ax, (5.02, 2.5), (5.6, 3.28))
+    down = ((3.9, 4.68, 3.92), (8.6, 6.0, 5.52), (11.9, 6.0, 5.52), (9.0, 4.68, 4.12))
+    for x, start, end in (*down, (11.9, 4.68, 4.12), (11.9, 3.28, 2.62), (7.2, 2.62, 3.48)):
+        draw_arrow(ax, (x, start), (x, end))
+    ax.plot([3.9, 3.9, 11.9], [5.52, 6.0, 6.0], color=ink, lw=1.1)
+    ax.text(4.65, 3.82, 'first', fontsize=7, color=ink, ha='center')
+    ax.text(5.72, 2.8, 'the others', fontsize=7, color=ink, ha='left')
     return fig
 
 
