@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_onnx', 'OnnxNetwork', 'GrowingCache', 'TransformerStep', 'halve', 'code_colours', 'quantizer_arrays',
-           'ArrayQuantizer', 'Painted', 'Latent', 'tokenizer_files', 'transformer_file', 'onnx_files', 'export_onnx',
-           'OnnxTransformer', 'OnnxCache', 'OnnxPipeline']
+           'ArrayQuantizer', 'Part', 'tokenizer_files', 'transformer_file', 'onnx_files', 'export_onnx',
+           'OnnxTransformer', 'OnnxPipeline']
 
 # %% ../../nbs/3_transformer/37_export.ipynb #5caa7012
 import hashlib
@@ -41,16 +41,10 @@ def to_onnx(
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # the tracer's, about shapes that are constant here
-        torch.onnx.export(
-            network.eval(),
-            tuple(example.values()),
-            file,
-            dynamo=False,
-            opset_version=18,
-            input_names=[*example],
-            output_names=[*outputs],
-            dynamic_axes=opened | outputs,
-        )
+        given = tuple(example.values())
+        names = dict(input_names=[*example], output_names=[*outputs])
+        names |= dict(dynamic_axes=opened | outputs, opset_version=18, dynamo=False)
+        torch.onnx.export(network.eval(), given, file, **names)
     return file.getvalue()
 
 # %% ../../nbs/3_transformer/37_export.ipynb #5bbc8367
@@ -68,10 +62,7 @@ class OnnxNetwork:
         source = file if isinstance(file, bytes) else str(file)
         self.session = onnxruntime.InferenceSession(source, options, ['CPUExecutionProvider'])
 
-    def __call__(
-        self,
-        **inputs: Tensor,  # by name
-    ) -> list:  # of tensors, in the order of the file
+    def __call__(self, **inputs: Tensor) -> list:  # tensors by name -> tensors as in the file
         "Run it"
         found = self.session.run(None, {k: v.detach().cpu().numpy() for k, v in inputs.items()})
         return [torch.from_numpy(o) for o in found]
@@ -80,32 +71,26 @@ class OnnxNetwork:
 class GrowingCache:
     "Keys and values as a tensor that goes in and a longer one that comes out"
 
-    def __init__(
-        self,
-        past: Tensor,  # (depth,2,B,H,l,d)
-    ):
-        self.past, self.now = past, []
+    def __init__(self, past: Tensor):  # (depth,2,B,H,l,d)
+        self.past = past
+        self.now = []  # of each block, longer
 
-    def append(
-        self,
-        block: int,  # attention layer
-        k: Tensor,  # (B,H,m,d) new keys
-        v: Tensor,  # (B,H,m,d) new values
-    ) -> tuple:  # (keys, values), each (B,H,l+m,d)
-        "Earlier ones and new ones"
-        old_k, old_v = self.past[block]
-        both = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
-        self.now.append(torch.stack(both))
-        return both
+    def append(self, block: int, k: Tensor, v: Tensor) -> tuple:  # (B,H,m,d) -> (B,H,l+m,d) twice
+        "Earlier keys and values of an attention layer, and the new ones"
+        keys = torch.cat([self.past[block, 0], k], 2)
+        values = torch.cat([self.past[block, 1], v], 2)
+        self.now.append(torch.stack([keys, values]))
+        return keys, values
 
+    def narrow(self, batch: int):  # sequences to keep, the first ones
+        "Forget the other sequences"
+        self.past = self.past[:, :, :batch]
 
+# %% ../../nbs/3_transformer/37_export.ipynb #08da729c
 class TransformerStep(nn.Module):
     "The pass of one stage, as a function of tensors"
 
-    def __init__(
-        self,
-        model: NFIGTransformer,  # in eval mode
-    ):
+    def __init__(self, model: NFIGTransformer):  # in eval mode
         super().__init__()
         self.model = model
 
@@ -135,11 +120,12 @@ def halve(
     onnx = require('onnx')
     model = onnx.load_from_string(file)
     for t in model.graph.initializer:
-        weights, name = onnx.numpy_helper.to_array(t), t.name
+        weights = onnx.numpy_helper.to_array(t)
         if t.data_type != onnx.TensorProto.FLOAT or weights.size < least:
             continue
-        t.CopyFrom(onnx.numpy_helper.from_array(weights.astype('float16'), f'{name}_half'))
-        cast = onnx.helper.make_node('Cast', [f'{name}_half'], [name], to=onnx.TensorProto.FLOAT)
+        short = onnx.numpy_helper.from_array(weights.astype('float16'), f'{t.name}_half')
+        cast = onnx.helper.make_node('Cast', [short.name], [t.name], to=onnx.TensorProto.FLOAT)
+        t.CopyFrom(short)
         model.graph.node.insert(0, cast)
     return model.SerializeToString()
 
@@ -153,7 +139,7 @@ def code_colours(
     seen = centred @ main.T
     return F.pad(seen / (2.5 * seen.std(0)).clamp(min=1e-9), (0, 3 - seen.shape[1]))
 
-
+# %% ../../nbs/3_transformer/37_export.ipynb #596489bc
 @torch.no_grad()
 def quantizer_arrays(
     tok: FRVAE,  # any tokenizer
@@ -178,103 +164,89 @@ def quantizer_arrays(
 class ArrayQuantizer(ResidualQuantizer):
     "A quantiser made of the arrays of `quantizer_arrays`, and of nothing else"
 
-    def __init__(
-        self,
-        arrays: dict,  # name: array
-        config: TokenizerConfig,  # scales and sizes
-        phi_of: list,  # which convolution each stage uses; None for none
-    ):
+    # `phi_of` says which convolution each stage uses; None for none
+    def __init__(self, arrays: dict, config: TokenizerConfig, phi_of: list):
         codes = Codebook(config.codebook_size, config.latent_dim, metric=config.metric)
         super().__init__(codes, config.scales, phi=0)
-        self.arrays, self.phi_of, self.gain = arrays, phi_of, None
+        self.arrays = arrays
+        self.phi_of = phi_of
+        self.gain = None
         self.codebook.weight.data.copy_(arrays['codebook'])
 
-    def both(
-        self,
-        kind: str,
-        i: int,
-        x: Tensor,  # (B,C,n,n)
-    ) -> Tensor:  # (B,C,m,m)
+    def both(self, kind: str, i: int, x: Tensor) -> Tensor:  # (B,C,n,n) -> (B,C,m,m)
         "A matrix of stage `i` from the left and the right"
         M = self.arrays[f'{kind}.{i}']
         return M @ x @ M.T
 
     def upsample(self, i: int, v: Tensor) -> Tensor:  # (B,C,s_i,s_i) -> (B,C,h,h)
+        "What a stage adds to the sum"
         x = self.both('up', i, v * self.arrays['gain'][i])
         if self.phi_of is None:
             return x
-        kernel, bias = (self.arrays[f'phi.{self.phi_of[i]}.{part}'] for part in ('weight', 'bias'))
-        return F.conv2d(x, kernel, bias, padding=1)
+        phi = f'phi.{self.phi_of[i]}'
+        return F.conv2d(x, self.arrays[f'{phi}.weight'], self.arrays[f'{phi}.bias'], padding=1)
 
     def downsample(self, i: int, rest: Tensor) -> Tensor:  # (B,C,h,h) -> (B,s_i^2,C)
+        "What a stage looks up in the codebook"
         return self.both('down', i, rest).flatten(2).transpose(1, 2) / self.arrays['gain'][i]
 
     def next_input(self, f_hat: Tensor, i: int) -> Tensor:  # (B,C,h,h) -> (B,s_i^2,C)
+        "What the transformer reads"
         return self.both('pool', i, f_hat).flatten(2).transpose(1, 2)
 
     def aims(self, f: Tensor) -> Tensor:  # (B,C,h,h) -> (n,B,C,h,h)
         "What each stage aims at: all of the latent, or its bands so far"
         if 'low' not in self.arrays:
             return f.expand(len(self.scales), *f.shape)
-        spectrum, size = torch.fft.rfft2(f), f.shape[-2:]
-        so_far = [torch.fft.irfft2(spectrum * m, s=size) for m in self.arrays['low'][:-1]]
+        spectrum = torch.fft.rfft2(f)
+        so_far = [torch.fft.irfft2(spectrum * m, s=f.shape[-2:]) for m in self.arrays['low'][:-1]]
         return torch.stack([*so_far, f])  # at last all of it
 
 # %% ../../nbs/3_transformer/37_export.ipynb #4c741e0c
-class Painted(nn.Module):
-    "The decoder: running sum to picture"
+class Part(nn.Module):
+    "A call of a tokenizer, as a network of its own"
 
-    def __init__(self, tok: FRVAE):
+    def __init__(self, tok: FRVAE, call):  # a function of the tokenizer and a tensor
         super().__init__()
         self.tok = tok
+        self.call = call
 
-    def forward(self, f_hat: Tensor) -> Tensor:  # (B,C,h,h) -> (B,3,H,H)
-        return self.tok.decode_latent(f_hat).clamp(-1, 1)
-
-
-class Latent(nn.Module):
-    "The encoder: picture to latent"
-
-    def __init__(self, tok: FRVAE):
-        super().__init__()
-        self.tok = tok
-
-    def forward(self, images: Tensor) -> Tensor:  # (B,3,H,H) -> (B,C,h,h)
-        return self.tok.latent(images)
+    def forward(self, x: Tensor) -> Tensor:
+        "The tensor that the call gives"
+        return self.call(self.tok, x)
 
 
 def tokenizer_files(
     tok: FRVAE,  # any tokenizer
 ) -> dict:  # name: ONNX file
-    "Encoder and decoder"
-    k, batch = tok.config, {0: 'images'}
+    "Encoder, picture to latent, and decoder, running sum to picture"
+    k = tok.config
+    batch = {0: 'images'}
     images = dict(images=torch.zeros(2, 3, k.image_size, k.image_size))
     f_hat = dict(f_hat=torch.zeros(2, k.latent_dim, k.side, k.side))
-    encoder = to_onnx(Latent(tok), images, dict(latent=batch), dict(images=batch))
-    decoder = to_onnx(Painted(tok), f_hat, dict(images=batch), dict(f_hat=batch))
-    return dict(encoder=encoder, decoder=decoder)
+    encoder = Part(tok, lambda tok, x: tok.latent(x))
+    decoder = Part(tok, lambda tok, x: tok.decode_latent(x).clamp(-1, 1))
+    return dict(
+        encoder=to_onnx(encoder, images, dict(latent=batch), dict(images=batch)),
+        decoder=to_onnx(decoder, f_hat, dict(images=batch), dict(f_hat=batch)),
+    )
 
-
+# %% ../../nbs/3_transformer/37_export.ipynb #7ccefaf2
 def transformer_file(
     model: NFIGTransformer,  # any transformer
 ) -> bytes:  # an ONNX file
     "One stage of the transformer"
     c = model.config
-    past = torch.zeros(c.depth, 2, 2, c.heads, 3, c.width // c.heads)
-    example = dict(
-        labels=torch.tensor([0, c.classes]),
-        inputs=torch.zeros(2, 4, c.latent_dim),
-        places=torch.arange(4),
-        past=past,
-    )
+    example = dict(labels=torch.tensor([0, c.classes]), inputs=torch.zeros(2, 4, c.latent_dim))
+    example['places'] = torch.arange(4)
+    example['past'] = torch.zeros(c.depth, 2, 2, c.heads, 3, c.width // c.heads)
     grid = {0: 'images', 1: 'tokens'}
-    opened = dict(
-        labels={0: 'images'}, inputs=grid, places={0: 'tokens'}, past={2: 'images', 4: 'before'}
-    )
+    opened = dict(labels={0: 'images'}, inputs=grid, places={0: 'tokens'})
+    opened['past'] = {2: 'images', 4: 'before'}
     outputs = dict(logits=grid, present={2: 'images', 4: 'after'})
     return to_onnx(TransformerStep(model), example, outputs, opened)
 
-
+# %% ../../nbs/3_transformer/37_export.ipynb #489f4dcf
 def onnx_files(
     pipe,  # `NFIGPipeline`, or an `FRVAE` alone
     half: bool = True,  # store the weights with 16 bits
@@ -285,12 +257,8 @@ def onnx_files(
     about = dict(format='nfig 1', tokenizer=asdict(tok.config), phi_of=tok.quantizer.phi_of)
     if tok is not pipe:
         networks['transformer'] = transformer_file(pipe.transformer)
-        about |= dict(
-            transformer=asdict(pipe.transformer.config),
-            sample=asdict(pipe.sample),
-            classes=pipe.classes,
-            about=pipe.about,
-        )
+        about |= dict(transformer=asdict(pipe.transformer.config), sample=asdict(pipe.sample))
+        about |= dict(classes=pipe.classes, about=pipe.about)
     files = {f'{k}.onnx': halve(v) if half else v for k, v in networks.items()}
     files['quantizer.safetensors'] = save(quantizer_arrays(tok))
     about['files'] = {}
@@ -318,23 +286,20 @@ class OnnxTransformer:
     "An exported transformer, with the methods that sampling asks for"
 
     def __init__(self, network: OnnxNetwork, config: TransformerConfig):
-        self.network, self.config = network, config
+        self.network = network
+        self.config = config
         self.ends = [0, *accumulate(s * s for s in config.grids)]
 
-    def embed_class(self, labels: Tensor) -> Tensor:  # (B,), the same: the file looks them up
+    def embed_class(self, labels: Tensor) -> Tensor:  # (B,) -> (B,)
+        "The labels: the file looks them up"
         return labels
 
-    def new_cache(self, batch: int) -> 'OnnxCache':
+    def new_cache(self, batch: int) -> GrowingCache:
+        "The memory of so many sequences, empty"
         c = self.config
-        return OnnxCache(torch.zeros(c.depth, 2, batch, c.heads, 0, c.width // c.heads))
+        return GrowingCache(torch.zeros(c.depth, 2, batch, c.heads, 0, c.width // c.heads))
 
-    def stage(
-        self,
-        i: int,  # step, from 0
-        cond: Tensor,  # (B,) labels
-        x: Tensor,  # (B,m,C); None at the first step
-        cache,  # from `new_cache`
-    ) -> Tensor:  # (B,m,K)
+    def stage(self, i: int, cond: Tensor, x: Tensor, cache: GrowingCache) -> Tensor:  # (B,m,K)
         "Logits of one step, as `NFIGTransformer.stage` gives them"
         places = torch.arange(*self.ends[i : i + 2])
         if x is None:
@@ -342,23 +307,7 @@ class OnnxTransformer:
         logits, cache.past = self.network(labels=cond, inputs=x, places=places, past=cache.past)
         return logits
 
-
-class OnnxCache:
-    "The memory between two steps"
-
-    def __init__(
-        self,
-        past: Tensor,  # (depth,2,B,H,l,d)
-    ):
-        self.past = past
-
-    def narrow(
-        self,
-        batch: int,  # sequences to keep, the first ones
-    ):
-        self.past = self.past[:, :, :batch]
-
-
+# %% ../../nbs/3_transformer/37_export.ipynb #e940640a
 class OnnxPipeline:
     "An exported model on onnxruntime: classes to images, images to tokens and back"
 
@@ -367,13 +316,15 @@ class OnnxPipeline:
         folder,  # what `export_onnx` wrote
         threads: int = 0,  # of each network; 0: as many as there are cores
     ):
-        self.folder, self.threads = Path(folder), threads
+        self.folder = Path(folder)
+        self.threads = threads
         self.about = read_config(dict, self.folder / 'manifest.json')
         self.config = from_dict(TokenizerConfig, self.about['tokenizer'])
         arrays = load_file(self.folder / 'quantizer.safetensors')
         self.quantizer = ArrayQuantizer(arrays, self.config, self.about['phi_of'])
 
     def network(self, name: str) -> OnnxNetwork:  # 'encoder', 'decoder' or 'transformer'
+        "One of the files, loaded"
         return OnnxNetwork(self.folder / f'{name}.onnx', self.threads)
 
     @torch.no_grad()
@@ -395,12 +346,15 @@ class OnnxPipeline:
         return [*generate_stages(model, self.quantizer, ids, settings, seeds)]
 
     def decode_latent(self, f_hat: Tensor) -> Tensor:  # (B,C,h,h) -> (B,3,H,H) in [-1,1]
+        "The picture of a running sum"
         return self.network('decoder')(f_hat=f_hat)[0]
 
     def __call__(self, labels, seeds, **sample) -> Tensor:  # as `stages` -> (B,3,H,H) in [-1,1]
+        "New images"
         return self.decode_latent(self.stages(labels, seeds, **sample)[-1].f_hat)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> list:  # (B,3,H,H) -> n tensors (B,s_i^2)
+        "The tokens of given images"
         f = self.network('encoder')(images=x)[0]
         return [st.tokens for st in self.quantizer.encode(f, self.quantizer.aims(f))]
