@@ -16,9 +16,9 @@ from nfig.data.sets import ImageData
 from nfig.tokenizer.autoencoder import DINOv2Encoder, ViTDecoder
 from nfig.tokenizer.codebook import Codebook
 from nfig.tokenizer.frvae import build_decoder, build_encoder, build_tokenizer
-from nfig.train.discriminator import crop_or_shrink, diff_augment
+from nfig.train.discriminator import Critic, crop_or_shrink, diff_augment
 from nfig.train.loop import EMA, ScaleTooLarge, lr_at
-from nfig.train.tokenizer import Critic, TokenizerTask, batch_latents, measure_statistics
+from nfig.train.tokenizer import TokenizerTask, batch_latents, measure_statistics
 
 cpu = torch.device('cpu')
 small_vit = dict(image_size=32, patch=8, name='vit_small_patch14_dinov2.lvd142m')

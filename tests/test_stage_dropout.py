@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from nfig.tokenizer.autoencoder import ViTDecoder
+from nfig.bands.frequency import apply_masks
 from nfig.core.config import TokenizerTraining
+from nfig.core.io import flatten
 from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
-from nfig.bands.frequency import apply_masks
-from nfig.tokenizer.quantizer import build_quantizer
-from nfig.train.run import Run
+from nfig.tokenizer.autoencoder import ViTDecoder
 from nfig.tokenizer.frvae import build_tokenizer
-from nfig.core.io import flatten
-from nfig.train.tokenizer import StageDropout, TokenizerTask, batch_parts, train_tokenizer
+from nfig.tokenizer.quantizer import build_quantizer
+from nfig.train.losses import StageDropout, batch_parts
+from nfig.train.run import Run
+from nfig.train.tokenizer import TokenizerTask, train_tokenizer
 
 cpu = torch.device("cpu")
 quiet = dict(log_every=4, save_every=4, preview_every=100, progress=False)
@@ -66,7 +67,7 @@ def test_the_draw_is_that_of_the_whole_batch_whatever_the_number_of_processes(mo
     whole = drop.draw(3)
     assert set(whole.tolist()) == set(range(6))
     for rank in range(2):
-        for module in ("core.distributed", "train.tokenizer"):
+        for module in ("core.distributed", "train.losses"):
             monkeypatch.setattr(f"nfig.{module}.world", lambda rank=rank: (rank, 2))
         assert torch.equal(drop.draw(3), whole)
         parts = batch_parts(torch.zeros(32, 3, 4, 4), 4, whole, 6)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['schedules', 'advice', 'try_again', 'held', 'lr_at', 'decay_at', 'adamw', 'set_rates', 'EMA', 'seed_step', 'own_seed',
            'step_generator', 'check_finite', 'Skips', 'ScaleTooLarge', 'Scaler', 'Report', 'speed_of', 'saved_bytes',
-           'split_batch', 'fit_to_memory', 'noting_signals', 'leave_early', 'SaveClock', 'fit', 'show']
+           'split_batch', 'check_batch', 'fit_to_memory', 'noting_signals', 'leave_early', 'SaveClock', 'show',
+           'start_run', 'fit']
 
 # %% ../../nbs/5_train/52_loop.ipynb #376c0a04
 import json
@@ -258,7 +259,7 @@ class Scaler:
         if self.on:
             self.value, self.good = state
 
-# %% ../../nbs/5_train/52_loop.ipynb #fb0dd5b5
+# %% ../../nbs/5_train/52_loop.ipynb #98785f26
 class Report:
     "Loss and speed of a run: a bar on the screen and lines in the log"
 
@@ -276,6 +277,20 @@ class Report:
         bar = dict(total=total, initial=self.since, unit="step", mininterval=quiet)
         self.bar = tqdm(disable=not show, **bar)
         self.clock = time.perf_counter()
+
+    def step(
+        self,
+        done: int,  # steps taken
+        values: dict,  # what the step gave; None if it was left out
+        due: bool,  # is a line due?
+        skipped: int = 0,  # steps left out so far
+    ):
+        "Move the bar; write a line if one is due, or if a step was left out"
+        self.bar.update()
+        if values is None:
+            self.run.log(done, skipped=skipped)
+        elif due:
+            self.line(done, values)
 
     def line(
         self,
@@ -296,7 +311,7 @@ class Report:
         self.run.log(done, **plain, **speed)
         self.bar.set_postfix_str(f"loss {plain['loss']:.4f}, {rate:.0f} images/s")
 
-
+# %% ../../nbs/5_train/52_loop.ipynb #4d487c40
 def speed_of(
     task,  # any task; one without `device` and `cfg` is not measured
 ) -> dict:  # peak_gflops, of one process
@@ -305,7 +320,7 @@ def speed_of(
         return {}
     return dict(peak_gflops=peak(task.device, task.cfg.amp and native_bf16(task.device)))
 
-# %% ../../nbs/5_train/52_loop.ipynb #3131367f
+# %% ../../nbs/5_train/52_loop.ipynb #93c2e8e6
 def saved_bytes(
     forward,  # called once; what it returns has a graph
 ) -> int:
@@ -313,6 +328,7 @@ def saved_bytes(
     kept = {}
 
     def note(t):
+        "Count the memory behind a tensor, once"
         own = t if t._base is None else t._base
         if not (own.is_leaf and own.requires_grad):
             kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -324,7 +340,7 @@ def saved_bytes(
     del out
     return total
 
-
+# %% ../../nbs/5_train/52_loop.ipynb #fd392bb4
 def split_batch(
     share: int,  # images of a process's part of the batch
     whole: int,  # bytes that an image keeps
@@ -345,7 +361,20 @@ def split_batch(
         'larger GPU, or shard the weights over several'
     )
 
+# %% ../../nbs/5_train/52_loop.ipynb #0f91af7c
+def check_batch(
+    cfg: TrainConfig,  # batch_size, accumulate
+):
+    "ValueError unless a batch can be split into equal parts"
+    size = world()[1]
+    if cfg.batch_size % (size * cfg.accumulate):
+        raise ValueError(
+            f"a batch of {cfg.batch_size} cannot be split into {size * cfg.accumulate} equal parts "
+            f"({size} processes, accumulate {cfg.accumulate}): choose a divisor for accumulate, "
+            "or another batch_size"
+        )
 
+# %% ../../nbs/5_train/52_loop.ipynb #d095ac44
 def fit_to_memory(
     cfg: TrainConfig,  # with accumulate=0, or it is handed back as it is
     device: torch.device,  # where the networks are
@@ -378,10 +407,7 @@ def fit_to_memory(
         )
     return replace(cfg, accumulate=parts, **(dict(recompute=again) if can else {}))
 
-# %% ../../nbs/5_train/52_loop.ipynb #ca97c31d
-try_again = 75  # exit code of a run that was asked to stop and has saved (EX_TEMPFAIL)
-
-
+# %% ../../nbs/5_train/52_loop.ipynb #21d0451d
 @contextmanager
 def noting_signals(
     *signals,  # that shall not end the process
@@ -404,6 +430,9 @@ def noting_signals(
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)
+
+# %% ../../nbs/5_train/52_loop.ipynb #630868f3
+try_again = 75  # exit code of a run that was asked to stop and has saved (EX_TEMPFAIL)
 
 
 def leave_early(
@@ -446,63 +475,7 @@ class SaveClock:
         "Start again"
         self.last = time.monotonic()
 
-# %% ../../nbs/5_train/52_loop.ipynb #bf410bea
-def fit(
-    task,  # what is trained, see above
-    run: Run,  # where it is kept
-    total: int,  # steps
-    batch_size: int,  # images a step, for images/s
-    seed: int = 0,  # of all randomness
-    log_every: int = 20,  # steps between lines of the log
-    save_every: int = 0,  # steps between checkpoints; 0 goes by time
-    save_minutes: float = 10.0,  # minutes between checkpoints
-    preview_every: int = 1000,  # steps between pictures and numbers from held-out images
-    stop_after: int = None,  # stop early after so many steps in all; the run can be resumed
-    progress: bool = True,  # show a progress bar
-):  # the task
-    "Train, or go on, until `total` steps are done; asked to stop, save and exit with code 75"
-    use_tensor_cores(getattr(task, "device", None))
-    state = run.latest() or {}
-    start, stop = state.get("step", 0), min(total, stop_after or total)
-    if state:
-        task.load(state["task"])
-    run.note_start(start, batch_size=batch_size, total=total, **speed_of(task))
-    report = Report(run, total, state, batch_size, progress and run.first)
-    limit = getattr(getattr(task, "cfg", None), "skip", 0)
-    skips = Skips(limit, state.get("skipped", 0), state.get("skipped_row", 0))
-    clock, score = SaveClock(save_every, save_minutes), getattr(task, "score", "loss")
-
-    def save(done):
-        "Everything that going on from here needs"
-        kept = dict(step=done, seconds=report.seconds, skipped=skips.total, skipped_row=skips.row)
-        run.save(done, dict(kept, task=task.state()), score)
-        clock.saved()
-
-    with run, run.noting_failure(), noting_signals(signal.SIGTERM, signal.SIGUSR1) as noted:
-        for k in range(start, stop):
-            seed_step(seed, k)
-            values, done = skips.step(task, k), k + 1
-            report.bar.update()
-            if values is None:
-                run.log(done, skipped=skips.total)
-            elif done % log_every == 0 or done == total:
-                report.line(done, values)
-            best = False
-            if done % preview_every == 0 or done == total:
-                best = show(task, run, done, score)
-            asked, late = any_of(noted, run.first and clock.late())
-            if clock.due(done) or done in (total, stop_after) or asked or late or best:
-                save(done)
-            if asked and done < stop:
-                run.wait()
-                leave_early(done, noted)
-        report.bar.close()
-        saved = from_first(lambda: bool(run.checkpoints()))  # the first writes, all must agree
-        if max(start, stop) >= total and saved:
-            task.finish(run.folder)
-    return task
-
-
+# %% ../../nbs/5_train/52_loop.ipynb #682c70dc
 def show(
     task,  # what is trained
     run: Run,  # where it is kept
@@ -519,3 +492,66 @@ def show(
         return False
     now = -found[name] if score.startswith("-") else found[name]
     return from_first(lambda: run.best_score() is None or now < run.best_score())
+
+# %% ../../nbs/5_train/52_loop.ipynb #f35607fc
+def start_run(
+    task,  # what is trained
+    run: Run,  # where it is kept
+    total: int,  # steps
+    batch_size: int,  # images a step
+    progress: bool,  # show a progress bar?
+) -> tuple:  # (steps already taken, Report, Skips)
+    "Take up the newest checkpoint, if there is one, and note the start"
+    use_tensor_cores(getattr(task, "device", None))
+    state = run.latest() or {}
+    start = state.get("step", 0)
+    if state:
+        task.load(state["task"])
+    run.note_start(start, batch_size=batch_size, total=total, **speed_of(task))
+    report = Report(run, total, state, batch_size, progress and run.first)
+    limit = getattr(getattr(task, "cfg", None), "skip", 0)
+    return start, report, Skips(limit, state.get("skipped", 0), state.get("skipped_row", 0))
+
+# %% ../../nbs/5_train/52_loop.ipynb #e7ded8ec
+def fit(
+    task,  # what is trained, see above
+    run: Run,  # where it is kept
+    total: int,  # steps
+    batch_size: int,  # images a step, for images/s
+    seed: int = 0,  # of all randomness
+    log_every: int = 20,  # steps between lines of the log
+    save_every: int = 0,  # steps between checkpoints; 0 goes by time
+    save_minutes: float = 10.0,  # minutes between checkpoints
+    preview_every: int = 1000,  # steps between pictures and numbers from held-out images
+    stop_after: int = None,  # stop early after so many steps in all; the run can be resumed
+    progress: bool = True,  # show a progress bar
+):  # the task
+    "Train, or go on, until `total` steps are done; asked to stop, save and exit with code 75"
+    start, report, skips = start_run(task, run, total, batch_size, progress)
+    stop, score = min(total, stop_after or total), getattr(task, "score", "loss")
+    clock = SaveClock(save_every, save_minutes)
+
+    def save(done):
+        "Everything that going on from here needs"
+        kept = dict(step=done, seconds=report.seconds, skipped=skips.total, skipped_row=skips.row)
+        run.save(done, dict(kept, task=task.state()), score)
+        clock.saved()
+
+    with run, run.noting_failure(), noting_signals(signal.SIGTERM, signal.SIGUSR1) as noted:
+        for k in range(start, stop):
+            seed_step(seed, k)
+            values, done = skips.step(task, k), k + 1
+            report.step(done, values, done % log_every == 0 or done == total, skips.total)
+            seen = done % preview_every == 0 or done == total
+            best = seen and show(task, run, done, score)
+            asked, late = any_of(noted, run.first and clock.late())
+            if clock.due(done) or done in (total, stop_after) or asked or late or best:
+                save(done)
+            if asked and done < stop:
+                run.wait()
+                leave_early(done, noted)
+        report.bar.close()
+        saved = from_first(lambda: bool(run.checkpoints()))  # the first writes, all must agree
+        if max(start, stop) >= total and saved:
+            task.finish(run.folder)
+    return task

@@ -4,14 +4,20 @@
 
 # %% auto #0
 __all__ = ['gan_losses', 'pixel_loss', 'hinge_d_loss', 'nonsaturating_d_loss', 'hinge_g_loss', 'nonsaturating_g_loss',
-           'adaptive_weight', 'LeCam', 'contrast', 'SemanticLoss']
+           'adaptive_weight', 'LeCam', 'contrast', 'SemanticLoss', 'StageDropout', 'Part', 'batch_parts']
 
-# %% ../../nbs/5_train/53_losses.ipynb #5ea45673
+# %% ../../nbs/5_train/53_losses.ipynb #4289c8d1
+import math
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.distributed import mean_over
+from ..core.config import TokenizerTraining
+from ..core.distributed import mean_over, shard, sum_over, world
+from ..core.tensors import to_device
+from .loop import step_generator
 
 # %% ../../nbs/5_train/53_losses.ipynb #72eb9906
 def pixel_loss(
@@ -101,7 +107,7 @@ class LeCam(nn.Module):
         self.real.lerp_(real.float(), 1 - self.decay)
         self.fake.lerp_(fake.float(), 1 - self.decay)
 
-# %% ../../nbs/5_train/53_losses.ipynb #e80bca02
+# %% ../../nbs/5_train/53_losses.ipynb #599150f8
 def contrast(
     a: Tensor,  # (B,D) one description of each image
     b: Tensor,  # (B,D) another one
@@ -112,7 +118,7 @@ def contrast(
     right = torch.arange(len(a), device=a.device)
     return 0.5 * (F.cross_entropy(similar, right) + F.cross_entropy(similar.T, right))
 
-
+# %% ../../nbs/5_train/53_losses.ipynb #5e580bd0
 class SemanticLoss(nn.Module):
     "Latents that tell images apart as a frozen network does (XQGAN's semantic term)"
 
@@ -143,3 +149,107 @@ class SemanticLoss(nn.Module):
         with torch.no_grad():
             known = self._net[0]((x / 2 + 0.5 - mean) / std)
         return contrast(self.project(known.float()), f_hat.float().mean((2, 3)))
+
+# %% ../../nbs/5_train/53_losses.ipynb #fdc2f0e6
+class StageDropout:
+    "Which stage each image of a batch is decoded from, and how much its error counts"
+
+    def __init__(
+        self,
+        cfg: TokenizerTraining,  # stage_dropout and its kin, batch_size, seed
+        stages: int,  # of the tokenizer
+        total: int,  # steps of the run
+        device: torch.device,  # where the errors are
+    ):
+        first = cfg.stage_dropout_from
+        if not 1 <= first < stages:
+            raise ValueError(
+                f"stage_dropout_from={first} given, but a prefix of {stages} stages "
+                f"has 1 to {stages - 1} of them"
+            )
+        self.cfg, self.stages, self.total = cfg, stages, total
+        # running mean of the pixel error after each stage
+        self.errors = torch.full((stages,), math.nan, device=device)
+
+    def probability(
+        self,
+        step: int,  # step, from 0
+    ) -> float:  # share of the images that stop early
+        "A straight line from `stage_dropout` to `stage_dropout_end`"
+        first, last = self.cfg.stage_dropout, self.cfg.stage_dropout_end
+        return first if last is None else first + (last - first) * step / max(1, self.total - 1)
+
+    def draw(
+        self,
+        step: int,  # step, from 0
+    ) -> Tensor:  # (B,) int64, on the processor: the stage after which each image is decoded
+        "For the images of the whole batch"
+        g = step_generator(self.cfg.seed, step, 0)
+        n, last = self.cfg.batch_size, self.stages - 1
+        early = torch.rand(n, generator=g) < self.probability(step)
+        stage = torch.randint(self.cfg.stage_dropout_from - 1, last, (n,), generator=g)
+        return torch.where(early, stage, last)
+
+    def weights(
+        self,
+        stop: Tensor,  # (b,) stages
+    ) -> Tensor:  # (b,) how much each image's error counts
+        "The finished picture's usual error over that of the stage; 1 where none is known"
+        if not self.cfg.stage_balance:
+            return torch.ones_like(self.errors)[stop]
+        return (self.errors[-1] / self.errors).nan_to_num(1.0)[stop]
+
+    @torch.no_grad()
+    def update(
+        self,
+        stop: Tensor,  # (b,) stages
+        errors: Tensor,  # (b,) mean squared pixel error of each image
+        memory: float = 0.98,  # share of the running mean that is kept
+    ):
+        "Let the running means follow a batch, of all processes"
+        sums = torch.zeros(2, self.stages, device=errors.device, dtype=torch.float64)
+        seen = torch.stack([errors.double(), torch.ones_like(errors, dtype=torch.float64)])
+        total, count = sum_over(sums.index_add_(1, stop, seen))
+        new = (total / count).float()  # NaN where no image stopped
+        known = self.errors.isnan()
+        moved = torch.where(known, new, self.errors * memory + new * (1 - memory))
+        self.errors = torch.where(new.isnan(), self.errors, moved)
+
+# %% ../../nbs/5_train/53_losses.ipynb #6cb5eca8
+@dataclass
+class Part:
+    "Some images of a batch, and all that is drawn for them"
+
+    x: Tensor  # (b,3,H,H) in [-1,1]
+    stop: Tensor = None  # (b,) the stage after which each is decoded; the last one if None
+    judged: Tensor = None  # (j,) which of them perceptual loss and critic judge
+    share: float = 1.0  # of the judged images of the whole batch
+    even: float = 1.0  # what its share would be if all parts had as many
+    noise: dict = field(default_factory=dict)  # purpose -> (j,n) in [0,1), for the critic
+
+# %% ../../nbs/5_train/53_losses.ipynb #e93210c0
+def batch_parts(
+    x: Tensor,  # (b,3,H,H) this process's images
+    parts: int,  # how many
+    stop: Tensor = None,  # (B,) from `StageDropout.draw`, of the whole batch
+    stages: int = 1,  # of the tokenizer
+    judge_all: bool = False,  # judge prefixes as well
+    noise: dict = None,  # from `Critic.draw`
+) -> list:  # of `Part`s
+    "The parts of a batch; if no image is finished, all are judged"
+    size = len(x) * world()[1]
+    finished = torch.ones(size, dtype=torch.bool)
+    if stop is not None and not judge_all and (stop == stages - 1).any():
+        finished = stop == stages - 1
+    count, mine = int(finished.sum()), shard(finished).chunk(parts)
+    stops = [None] * parts if stop is None else to_device(shard(stop), x.device).chunk(parts)
+    out = []
+    for i, (piece, done) in enumerate(zip(x.chunk(parts), mine)):
+        judged = done.nonzero()[:, 0]
+        own = {
+            name: to_device(n.chunk(parts)[i][judged], x.device)
+            for name, n in (noise or {}).items()
+        }
+        share, even = len(judged) / count, len(piece) / size
+        out.append(Part(piece, stops[i], to_device(judged, x.device), share, even, own))
+    return out
