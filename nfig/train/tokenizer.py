@@ -7,7 +7,7 @@ __all__ = ['build_semantic', 'Objective', 'batch_latents', 'some_images', 'measu
            'last_layer', 'last_layer_pulls', 'fit_tokenizer', 'set_edges', 'TokenizerState', 'TokenizerStep',
            'TokenizerTask', 'spectrum_image', 'train_tokenizer']
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #5089036e
+# %% ../../nbs/5_train/55_tokenizer.ipynb #83c1586e
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from .losses import Part, SemanticLoss, StageDropout, adaptive_weight
 from .losses import batch_parts, pixel_loss
 from .run import Run
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #863a627d
+# %% ../../nbs/5_train/55_tokenizer.ipynb #d6b45cfd
 def build_semantic(
     cfg: TokenizerTraining,  # semantic_weights
     model: FRVAE,  # whose latents shall say what is in the picture
@@ -49,7 +49,7 @@ def build_semantic(
     net = frozen_vit("vit_base_patch14_dinov2.lvd142m", weights, c.image_size, patch_size=16)
     return SemanticLoss(net, net.num_features, c.latent_dim)
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #6f43c1f5
+# %% ../../nbs/5_train/55_tokenizer.ipynb #f8378c7f
 class Objective:
     "The terms of Eq. 10 that look at pictures"
 
@@ -115,7 +115,7 @@ class Objective:
         loss, g = self.critic.generator_loss(y[part.judged], y, part.noise["judged"], scale)
         return loss * part.share / part.even, g * part.share / part.even
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #4b6b9f49
+# %% ../../nbs/5_train/55_tokenizer.ipynb #37de35fc
 @torch.no_grad()
 def batch_latents(
     model: FRVAE,  # in training
@@ -131,7 +131,7 @@ def batch_latents(
         f = nn.functional.batch_norm(f, None, None, training=True, eps=model.norm.eps)
     return f
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #8a14911b
+# %% ../../nbs/5_train/55_tokenizer.ipynb #5ac7152b
 def some_images(
     data: ImageData,  # any
     most: int,  # how many
@@ -140,7 +140,7 @@ def some_images(
     n = min(most, len(data))
     return [i * len(data) // n for i in range(n)]
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #ed2e181e
+# %% ../../nbs/5_train/55_tokenizer.ipynb #c00225f0
 @torch.no_grad()
 def measure_statistics(
     model: FRVAE,  # the average, in eval mode; changed in place
@@ -164,7 +164,7 @@ def measure_statistics(
     model.norm.running_mean.copy_(mean)
     model.norm.running_var.copy_((squares / n - mean**2) * n / (n - 1))
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #024e0441
+# %% ../../nbs/5_train/55_tokenizer.ipynb #da44130b
 def found_extractor() -> nn.Module:  # or None
     "Inception if its weights are here, a classifier from a package if installed, or nothing"
     try:
@@ -172,7 +172,7 @@ def found_extractor() -> nn.Module:  # or None
     except ImportError:
         return None
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #ea75a13f
+# %% ../../nbs/5_train/55_tokenizer.ipynb #a65a848c
 class Validation:
     "PSNR and Fréchet distance of held-out images, by all processes together"
 
@@ -225,7 +225,7 @@ class Validation:
             out["val_features"] = self.extractor.name
         return out
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #bd409242
+# %% ../../nbs/5_train/55_tokenizer.ipynb #de0fe249
 def last_layer(
     decoder: nn.Module,  # CNN or ViT
 ) -> nn.Parameter:  # its weight
@@ -241,7 +241,7 @@ def last_layer_pulls(
     "From the picture to the decoder's last layer, and no further"
     return torch.stack([torch.autograd.grad(x_hat, layer, g, retain_graph=True)[0] for g in grads])
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #a4250969
+# %% ../../nbs/5_train/55_tokenizer.ipynb #50376b9f
 def fit_tokenizer(
     cfg: TokenizerTraining,  # with accumulate=0, or it is handed back as it is
     model: FRVAE,  # where it will be trained
@@ -264,7 +264,7 @@ def fit_tokenizer(
         cfg, device, forward, 16 * sum(p.numel() for p in model.parameters()), room
     )
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #a48d42e9
+# %% ../../nbs/5_train/55_tokenizer.ipynb #543ed5a8
 def set_edges(
     model: FRVAE,  # changed in place
     edges,  # upper edges of the bands, cycles
@@ -274,7 +274,7 @@ def set_edges(
     masks = low_masks(model.config.scales, model.config.side, edges=edges)
     model.quantizer.target = BandTarget(masks).to(next(model.parameters()).device)
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #ff7db88f
+# %% ../../nbs/5_train/55_tokenizer.ipynb #8e454a17
 class TokenizerState:
     "Everything that training a tokenizer changes, and what judges it"
 
@@ -327,7 +327,7 @@ class TokenizerState:
         new = (codebook.weight != old).any(1)
         average.weight[new] = codebook.weight[new]
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #4b591760
+# %% ../../nbs/5_train/55_tokenizer.ipynb #9d9caedc
 @patch
 def state(self: TokenizerState) -> dict:
     "Everything that a resumed run needs"
@@ -342,7 +342,7 @@ def state(self: TokenizerState) -> dict:
         kept |= dict(critic=self.critic.state_dict(), critic_opt=self.critic.opt.state_dict())
     return kept
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #27395378
+# %% ../../nbs/5_train/55_tokenizer.ipynb #b988929e
 @patch
 def load(
     self: TokenizerState,
@@ -364,7 +364,7 @@ def load(
         self.critic.load_state_dict(s["critic"])
         self.critic.opt.load_state_dict(s["critic_opt"])
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #234abb8a
+# %% ../../nbs/5_train/55_tokenizer.ipynb #d6026aa1
 class TokenizerStep(TokenizerState):
     "How a part of a batch becomes gradients of tokenizer and critic"
 
@@ -414,7 +414,7 @@ class TokenizerStep(TokenizerState):
         told |= dict(terms, loss=sum(terms.values()), psnr=db, stage_error=z.errors)
         return {name: v.detach() for name, v in told.items()}
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #8c31383b
+# %% ../../nbs/5_train/55_tokenizer.ipynb #821d4671
 @patch
 def first_look(
     self: TokenizerStep,
@@ -437,7 +437,7 @@ def first_look(
     self.model.train()
     return adaptive_weight(*both)
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #3f4c9356
+# %% ../../nbs/5_train/55_tokenizer.ipynb #cdd164a4
 class TokenizerTask(TokenizerStep):
     "What `loop.fit` needs to train an FR-VAE"
 
@@ -499,7 +499,7 @@ class TokenizerTask(TokenizerStep):
         if world()[0] == 0:
             self.ema.model.save_pretrained(folder / "tokenizer")
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #6d010d82
+# %% ../../nbs/5_train/55_tokenizer.ipynb #473ec695
 @patch
 def step(
     self: TokenizerTask,
@@ -530,7 +530,7 @@ def step(
     used, perplexity = codebook_stats(self.model.quantizer.codebook.usage)
     return values | dict(codes_used=used, perplexity=perplexity)
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #2da05aea
+# %% ../../nbs/5_train/55_tokenizer.ipynb #f0ac1faa
 @patch
 def finish_step(
     self: TokenizerTask,
@@ -554,7 +554,7 @@ def finish_step(
     self.ema.update(self.model, k)
     return critic | dict(grad_norm=norm, lr=rate)
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #348b798d
+# %% ../../nbs/5_train/55_tokenizer.ipynb #36f789a3
 def spectrum_image(
     x: Tensor,  # (B,3,H,H) images
 ) -> Tensor:  # (B,3,H,H) in [-1,1], low frequencies in the middle
@@ -562,7 +562,7 @@ def spectrum_image(
     p = power_spectrum(x).mean(1, keepdim=True)
     return ((p.clamp(min=1e-8).log10() + 8) / 3 - 1).clamp(-1, 1).expand_as(x)
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #e9f2c72a
+# %% ../../nbs/5_train/55_tokenizer.ipynb #b6493978
 @patch
 @torch.no_grad()
 def preview(
@@ -580,7 +580,7 @@ def preview(
         save_grid([x, parts[-1], *parts[:-1], *spectra], folder / f"step_{k:08d}.png")
     return self.validation(model) if self.validation else {}
 
-# %% ../../nbs/5_train/55_tokenizer.ipynb #7d3d583e
+# %% ../../nbs/5_train/55_tokenizer.ipynb #df74e5d3
 def train_tokenizer(
     e: Experiment,  # tokenizer and its training
     data: ImageData,  # training images

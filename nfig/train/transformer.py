@@ -6,7 +6,7 @@
 __all__ = ['no_weight_decay', 'fit_transformer', 'on_all_processes', 'TransformerState', 'TransformerTask', 'tokens_of',
            'held_out_tokens', 'fitted_config', 'new_pipeline', 'train_nfig', 'publish']
 
-# %% ../../nbs/5_train/56_transformer.ipynb #ba1b560c
+# %% ../../nbs/5_train/56_transformer.ipynb #dde2369c
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from .run import Run
 from ..transformer.model import NFIGTransformer, compile_blocks
 from ..transformer.pipeline import NFIGPipeline, training_inputs
 
-# %% ../../nbs/5_train/56_transformer.ipynb #286b4574
+# %% ../../nbs/5_train/56_transformer.ipynb #3e9b5e7a
 def no_weight_decay(
     opt: torch.optim.AdamW,  # from `adamw`: a group with decay and one without
     model: NFIGTransformer,  # whose parameters it has
@@ -50,7 +50,7 @@ def no_weight_decay(
     )
     return opt
 
-# %% ../../nbs/5_train/56_transformer.ipynb #3cd17fe6
+# %% ../../nbs/5_train/56_transformer.ipynb #995f2d68
 def fit_transformer(
     cfg: TransformerTraining,  # with accumulate=0, or it is handed back as it is
     model: NFIGTransformer,  # where it will be trained
@@ -75,7 +75,7 @@ def fit_transformer(
     coming = 16 * weights / (world()[1] if shard else 1)  # gradients, two moments, the average
     return fit_to_memory(cfg, device, forward, coming, room)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #a7a80e99
+# %% ../../nbs/5_train/56_transformer.ipynb #776e466d
 def on_all_processes(
     model: NFIGTransformer,  # plain
     shard: bool,  # does each process keep a part of every weight, in place of a copy of all?
@@ -86,7 +86,7 @@ def on_all_processes(
         return replicated(model)
     return sharded(model, [u for b in model.blocks for u in (b.ada, b)], half)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #c64a92c2
+# %% ../../nbs/5_train/56_transformer.ipynb #7fff09b7
 class TransformerState:
     "Everything that training a transformer changes"
 
@@ -141,7 +141,7 @@ class TransformerState:
         p = self.pipe
         return NFIGPipeline(p.tokenizer, avg, p.classes, p.sample, p.about)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #e0825766
+# %% ../../nbs/5_train/56_transformer.ipynb #e84d91f1
 class TransformerTask(TransformerState):
     "What `fit` needs to train an `NFIGTransformer`"
 
@@ -195,7 +195,7 @@ class TransformerTask(TransformerState):
         loss, stages = (torch.stack(v).mean(0) for v in zip(*seen))
         return dict(loss=loss, stage_loss=stages)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #640ca41d
+# %% ../../nbs/5_train/56_transformer.ipynb #41fcb870
 @patch
 def rows(
     self: TransformerTask,
@@ -207,7 +207,7 @@ def rows(
         return self.tokens.batches(size, self.cfg.seed, k)
     return cached_batches(self.tokens, self.labels, size, self.cfg.seed, k)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #102ceb24
+# %% ../../nbs/5_train/56_transformer.ipynb #891cbf35
 @patch
 def step(
     self: TransformerTask,
@@ -231,7 +231,7 @@ def step(
     self.ema.update(self.model, k)
     return values | dict(grad_norm=norm, lr=rate)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #d58bd83d
+# %% ../../nbs/5_train/56_transformer.ipynb #f8086842
 @patch
 @torch.no_grad()
 def preview(
@@ -253,7 +253,7 @@ def preview(
     parts = [self.loss(self.ema.model, t, y)[0].item() for t, y in pairs]
     return dict(val_loss=round(sum(parts) / len(parts), 6))
 
-# %% ../../nbs/5_train/56_transformer.ipynb #2cf6d2f2
+# %% ../../nbs/5_train/56_transformer.ipynb #55117261
 @patch
 def finish(
     self: TransformerTask,
@@ -264,7 +264,7 @@ def finish(
     if world()[0] == 0:
         pipe.save_pretrained(folder / 'pipeline')
 
-# %% ../../nbs/5_train/56_transformer.ipynb #523f6565
+# %% ../../nbs/5_train/56_transformer.ipynb #486658b2
 def tokens_of(
     cfg: TransformerTraining,  # views, crop, flip, amp
     tokenizer: FRVAE,  # trained
@@ -284,7 +284,7 @@ def tokens_of(
     args = dict(amp=cfg.amp, progress=progress, workers=workers)
     return token_cache(folder, tokenizer, data, **how, **args)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #92b05a9a
+# %% ../../nbs/5_train/56_transformer.ipynb #2a9834fb
 def held_out_tokens(
     tokenizer: FRVAE,  # trained
     val: ImageData | None,  # held-out images
@@ -297,7 +297,7 @@ def held_out_tokens(
     val = val.subset(list(range(0, len(val), max(1, len(val) // most)))[:most])
     return encode_all(tokenizer, val, flips=False, **args), val.labels
 
-# %% ../../nbs/5_train/56_transformer.ipynb #c114cf07
+# %% ../../nbs/5_train/56_transformer.ipynb #acbc44f6
 def fitted_config(
     e: Experiment,  # the transformer as the preset has it
     tokenizer: FRVAE,  # whose tokens it shall write
@@ -308,7 +308,7 @@ def fitted_config(
     given = dict(scales=k.scales, codebook_size=k.codebook_size, latent_dim=k.latent_dim)
     return replace(e.transformer, classes=classes, **given)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #13fe30f8
+# %% ../../nbs/5_train/56_transformer.ipynb #eeb6d49e
 def new_pipeline(
     e: Experiment,  # sampling and training
     arch,  # from `fitted_config`
@@ -326,7 +326,7 @@ def new_pipeline(
         model = NFIGTransformer(arch)
     return NFIGPipeline(tokenizer, model.to(device), data.classes, e.sample, about)
 
-# %% ../../nbs/5_train/56_transformer.ipynb #47edbdf3
+# %% ../../nbs/5_train/56_transformer.ipynb #de09de4c
 def train_nfig(
     e: Experiment,  # transformer, its training and sampling
     tokenizer: FRVAE,  # trained
@@ -358,7 +358,7 @@ def train_nfig(
     fit(task, run, task.total, cfg.batch_size, cfg.seed, stop_after=stop_after, **every)
     return task.averaged()
 
-# %% ../../nbs/5_train/56_transformer.ipynb #327caa6c
+# %% ../../nbs/5_train/56_transformer.ipynb #040bd1d2
 def publish(
     tokenizer_run,  # run folder of the tokenizer
     run,  # run folder of the transformer
