@@ -63,6 +63,7 @@ def fit_patches(
     centred = squares - mean
     _, axes = torch.linalg.eigh(centred.T @ centred / len(squares))  # columns, least variance first
     basis = axes.flip(1).T[: len(encoder.basis)]
+    # an axis may point either way: let it point to the brighter side, so that runs agree
     basis = basis * basis.sum(1, keepdim=True).sign().where(basis.sum(1, keepdim=True) != 0, 1)
     for end in (encoder, decoder):
         end.basis.copy_(basis)
