@@ -154,7 +154,7 @@ class TransformerConfig:
     drop_path: Share | None = None  # stochastic depth at the last block; 0.1*depth/24 if not given
     label_drop: Share = 0.1  # of labels replaced by "no class" in training, for guidance
     gamma_init: float = 1e-3  # scale of the residual gates at the start
-    shared_ada: bool = False  # one modulation layer for all blocks, as in VAR's 512-pixel models
+    shared_ada: bool = False  # one modulation layer for all blocks, as in VAR's 512-pixel model
     order: Literal['stages', 'raster'] = 'stages'  # one step predicts a whole grid, or one token
 
     def __post_init__(self):
