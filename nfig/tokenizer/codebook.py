@@ -64,13 +64,13 @@ class Codebook(nn.Module):
 
     def nearest(
         self,
-        z: Tensor,  # (...,C) vectors
+        v: Tensor,  # (...,C) vectors
     ) -> Tensor:  # (...) indices
         "The closest code of each vector (Eq. 5)"
         w = F.normalize(self.weight, dim=-1) if self.metric == 'cosine' else self.weight
         # codes of one length are ordered by their angle alone
         lengths = w.new_zeros(len(w)) if self.metric == 'cosine' else w.pow(2).sum(-1)
-        return nearest_rows(z.reshape(-1, self.dim), w, lengths).view(z.shape[:-1])
+        return nearest_rows(v.reshape(-1, self.dim), w, lengths).view(v.shape[:-1])
 
     def forward(
         self,
@@ -96,12 +96,13 @@ class Codebook(nn.Module):
     def reseed(
         self,
         codes: Tensor,  # (K,) bool: which codes to place anew
-        z: Tensor,  # (N,C) vectors that the quantiser sees now
+        vectors: Tensor,  # (N,C) what the quantiser sees now
     ):
-        "Put codes onto vectors drawn from `z`, spread a little so that no two are equal"
+        "Put codes onto some of the vectors, spread a little so that no two are equal"
         n = int(codes.sum())
-        pick = z[torch.randint(len(z), (n,), device=z.device)]
-        self.weight[codes] = (pick + 0.01 * z.std(0) * torch.randn_like(pick)).to(self.weight.dtype)
+        pick = vectors[torch.randint(len(vectors), (n,), device=vectors.device)]
+        pick = pick + 0.01 * vectors.std(0) * torch.randn_like(pick)
+        self.weight[codes] = pick.to(self.weight.dtype)
         # credited with average use: otherwise they would look dead at once
         self.usage[:, codes] = self.usage[:, ~codes].mean(1, keepdim=True) if n < self.size else 1.0
 
