@@ -150,7 +150,8 @@ def for_the_page(nb, path, cfg):
             o['data'].pop('application/vnd.jupyter.widget-view+json', None)
             html = ''.join(o['data']['text/html'])
             o['data']['text/html'] = from_depth(html, len(path.parent.parts))
-    link = f'<a class="nfig-colab" href="https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/gh-pages/colab/{name}">Open in Colab</a>'
+    colab = f'https://colab.research.google.com/github/{cfg.user}/{cfg.repo}/blob/gh-pages/colab'
+    link = f'<a class="nfig-colab" href="{colab}/{name}">Open in Colab</a>'
     nb['cells'].insert(
         1 if name != 'index.ipynb' else 2, markdown(link if name != 'index.ipynb' else growth())
     )
@@ -170,7 +171,10 @@ def growth():
         if 'text/html' in o.get('data', {})
     ]
     figure = next(f for f in found if 'data-kind="grow"' in f)
-    return f"Press the button, and a trained model draws, in this page. [More to play with](explore.ipynb).\n\n```{{=html}}\n{figure}\n```"
+    return (
+        'Press the button, and a trained model draws, in this page. '
+        f'[More to play with](explore.ipynb).\n\n```{{=html}}\n{figure}\n```'
+    )
 
 
 def stage():
@@ -194,7 +198,9 @@ def stage():
 
 
 def imports(path):
-    "What a module imports from nfig, as `tokenizer.codebook` and, for names, `tokenizer.codebook.Codebook`"
+    """What a module imports from nfig, as `tokenizer.codebook`
+
+    and, for names, as `tokenizer.codebook.Codebook`"""
     for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(n, ast.ImportFrom):
             base = ('nfig', *path.relative_to(root / 'nfig').parts[:-1])
@@ -264,16 +270,30 @@ def drawing(g, pages, wide=158, high=64):
         for j, row in enumerate(rows)
         for i, k in enumerate(row)
     }
-    lines = [
-        f'<path d="M{at[k][0]:.0f} {at[k][1] - 13:.0f} C{at[k][0]:.0f} {at[k][1] - 42:.0f} {at[o][0]:.0f} {at[o][1] + 42:.0f} {at[o][0]:.0f} {at[o][1] + 13:.0f}"/>'
-        for k, v in direct(g).items()
-        for o in v
-    ]
-    boxes = [
-        f'<a href="{pages[k]}"><title>{k} imports {", ".join(g[k]) or "nothing of nfig"}</title><rect x="{x - 74:.0f}" y="{y - 13:.0f}" width="148" height="26" rx="5"/><text x="{x:.0f}" y="{y + 4:.0f}">{k}</text></a>'
-        for k, (x, y) in at.items()
-    ]
-    return f'<svg class="nfig-graph" viewBox="0 0 {width} {height}" role="img" aria-label="import graph of the package">{"".join(lines)}{"".join(boxes)}</svg>'
+
+    def line(start, end):
+        "A curve from the top of one box to the bottom of another"
+        (x, y), (u, v) = start, end
+        return (
+            f'<path d="M{x:.0f} {y - 13:.0f} C{x:.0f} {y - 42:.0f} '
+            f'{u:.0f} {v + 42:.0f} {u:.0f} {v + 13:.0f}"/>'
+        )
+
+    def box(module, x, y):
+        "A module's name, a link to its page"
+        return (
+            f'<a href="{pages[module]}">'
+            f'<title>{module} imports {", ".join(g[module]) or "nothing of nfig"}</title>'
+            f'<rect x="{x - 74:.0f}" y="{y - 13:.0f}" width="148" height="26" rx="5"/>'
+            f'<text x="{x:.0f}" y="{y + 4:.0f}">{module}</text></a>'
+        )
+
+    lines = [line(at[k], at[o]) for k, v in direct(g).items() for o in v]
+    boxes = [box(k, x, y) for k, (x, y) in at.items()]
+    return (
+        f'<svg class="nfig-graph" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="import graph of the package">{"".join(lines)}{"".join(boxes)}</svg>'
+    )
 
 
 def definitions(name):
@@ -491,10 +511,10 @@ def broken_links(site, home):
         )
 
     return [
-        f'{p.relative_to(site.resolve())}: {l}'
-        for p, o in pages.items()
-        for l in dict.fromkeys(o.links)
-        if missing(p, l)
+        f'{page.relative_to(site.resolve())}: {link}'
+        for page, found in pages.items()
+        for link in dict.fromkeys(found.links)
+        if missing(page, link)
     ]
 
 

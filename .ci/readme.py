@@ -26,7 +26,8 @@ def output_text(
     data = o.get('data', {})
     if any(k.startswith('image/') for k in data):
         raise ValueError(
-            "index.ipynb stores a figure in an output: save it under nbs/images/ and link it from a Markdown cell"
+            'index.ipynb stores a figure in an output: save it under nbs/images/ and link it from '
+            'a Markdown cell'
         )
     if 'text/markdown' in data:
         return relink(''.join(data['text/markdown']))
@@ -44,7 +45,8 @@ def cell_parts(
     if cell['cell_type'] != 'code' or re.search(r'^#\|\s*hide', src, re.M):
         return []
     shown = not re.search(r'^#\|\s*echo:\s*false', src, re.M)
-    code = '\n'.join(l for l in src.splitlines() if shown and not l.startswith('#|')).strip()
+    lines = [line for line in src.splitlines() if shown and not line.startswith('#|')]
+    code = '\n'.join(lines).strip()
     return [f'```python\n{code}\n```' if code else '', *map(output_text, cell.get('outputs', []))]
 
 

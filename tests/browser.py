@@ -20,7 +20,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+flags = [
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+]
 
 
 def free_port():
@@ -207,7 +215,8 @@ move_once = """(slider, step) => new Promise(done => {
   const start = performance.now()
   slider.dispatchEvent(new Event('input'))
   const computed = performance.now() - start
-  requestAnimationFrame(() => requestAnimationFrame(() => done([computed, performance.now() - start])))
+  const painted = () => done([computed, performance.now() - start])
+  requestAnimationFrame(() => requestAnimationFrame(painted))
 })"""
 
 

@@ -9,16 +9,14 @@ import shutil
 import pytest
 
 
-def command(
-    *names,
-    # is one of these programs installed? (Debian keeps daemons in sbin, which may not be on a user's
-    # path)
-):
+def command(*names):
+    "Where one of these programs is; Debian keeps daemons in sbin, maybe not on a user's path"
     path = os.pathsep.join([os.environ.get('PATH', ''), '/usr/sbin', '/sbin'])
     return next(filter(None, (shutil.which(n, path=path) for n in names)), None)
 
 
 def lacks(*names):
+    "Those of the programs that are not installed"
     return [n for n in names if not command(n)]
 
 
@@ -41,9 +39,8 @@ def shellcheck():
         return 'shellcheck not installed: apt-get install shellcheck'
 
 
-components = dict(
-    slurm=slurm, chromium=chromium, shellcheck=shellcheck
-)  # each says what is missing, or nothing
+# each says what is missing, or nothing
+components = dict(slurm=slurm, chromium=chromium, shellcheck=shellcheck)
 
 
 def check(name, required):
@@ -59,7 +56,8 @@ def required():
 def pytest_configure(config):
     config.addinivalue_line(
         'markers',
-        'needs(*components): skip where slurm, chromium or shellcheck is missing; fail where NFIG_REQUIRE names it',
+        'needs(*components): skip where slurm, chromium or shellcheck is missing; '
+        'fail where NFIG_REQUIRE names it',
     )
 
 
@@ -69,15 +67,8 @@ def pytest_runtest_setup(item):
             check(name, required())
 
 
-slow_first = (
-    'slurm',
-    'distributed',
-    'kills',
-    'docs',
-    'widgets',
-    'faults',
-    'demo',
-)  # what takes longest starts first, so that no worker is left alone with it
+# what takes longest starts first, so that no worker is left alone with it
+slow_first = ('slurm', 'distributed', 'kills', 'docs', 'widgets', 'faults', 'demo')
 
 
 def pytest_collection_modifyitems(items):

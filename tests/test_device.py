@@ -72,6 +72,7 @@ def test_asking_for_a_gpu_that_is_not_there():
         with pytest.raises(ValueError, match='torch sees no GPU'):
             pick_device('cuda:1')
 
+
 def test_networks_built_without_memory_leave_the_real_ones_alone():
     "Matrices that are kept for later lie on the processor, wherever the first network was built"
     from nfig.bands.resample import Resampler

@@ -193,16 +193,21 @@ def test_config_of_another_version(saved):
 # A full disk. A limit on the size of files makes writes fail for real, inside safetensors as well
 # as in Python
 
-full = """import resource,signal,sys,torch
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)          # the write fails with an error instead of ending the process
+full = """import resource, signal, sys, torch
+# the write fails with an error instead of ending the process
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from nfig.core.presets import get_preset
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.core.io import save_state
 from nfig.train.run import Run
-torch.manual_seed(1); tok = build_tokenizer(get_preset('tiny').tokenizer); state = dict(step=2, model=tok.state_dict())
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,50_000))
-try: {}
-except OSError as e: print(e)
+torch.manual_seed(1)
+tok = build_tokenizer(get_preset('tiny').tokenizer)
+state = dict(step=2, model=tok.state_dict())
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    {}
+except OSError as e:
+    print(e)
 """
 
 

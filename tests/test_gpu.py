@@ -34,7 +34,8 @@ def exact(pipe):
 
 
 def test_recorded_stages_give_the_plain_tokens(pipe, exact):
-    "Float32, greedy: two batches through the same recordings, then another batch size, then without guidance"
+    """Float32, greedy: two batches through the same recordings, then another batch size, then
+    without guidance"""
     for labels in ([1, 2, 3], [4, 5, 6], [7]):
         same = (tokens(exact, labels, top_k=1) == tokens(pipe, labels, top_k=1)).float().mean()
         assert same > 0.99, (

@@ -135,7 +135,7 @@ def trial(run, name, every, kills):
     began = time.monotonic()
     run(where / f'{name}-again')
     seconds = time.monotonic() - began  # the first time PyTorch imports more
-    found = dict(kills=0, half_written=0)
+    found = dict(kills=0, half_written=0, in_flight=0)
     while found['kills'] < kills:
         folder = where / f'{name}-{random.Random().random()}'
         in_saving = found['half_written'] < kills // 2
@@ -150,6 +150,7 @@ def trial(run, name, every, kills):
         # lost may be the checkpoint that was being written while steps went on, and no other:
         # the next one waits for it
         asked = last - last % every - (every if last and last % every == 0 else 0)
+        found['in_flight'] += start < asked
         assert asked - every <= start <= last, (start, last)
         assert all(
             torch.equal(a, b) for a, b in zip(flat(end(whole)), flat(end(folder)), strict=True)

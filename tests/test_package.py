@@ -42,7 +42,8 @@ sys.__stdout__.write('LOADED'+json.dumps(sorted(sys.modules)))"""
 
 
 def loaded_by(*names):
-    "Modules in memory after importing `names` in a new process, which must print nothing and stay off the network"
+    """Modules in memory after importing `names` in a new process, which must print nothing and
+    stay off the network"""
     res = subprocess.run(
         [sys.executable, '-c', watched, *names],
         cwd=root,

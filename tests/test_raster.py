@@ -14,7 +14,8 @@ from nfig.train.tokenizer import train_tokenizer
 
 
 def test_raster_through_both_trainers(tmp_path):
-    "Tokenizer and transformer of the raster baseline, trained, saved, loaded, sampled by the code that serves the bands"
+    """Tokenizer and transformer of the raster baseline, trained, saved, loaded, sampled by the code
+    that serves the bands"""
     e = get_preset('raster_tiny', train_tokenizer=dict(steps=4), train=dict(steps=6))
     quiet = dict(progress=False, device='cpu', preview_every=100)
     data = load_data('fashion-mnist-5k').subset(list(range(0, 5000, 100)))
@@ -27,7 +28,8 @@ def test_raster_through_both_trainers(tmp_path):
         log_every=1,
         **quiet,
     )
-    log = [json.loads(l) for l in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    log = [json.loads(line) for line in lines]
     losses = [m['loss'] for m in log if 'loss' in m]
     assert losses[-1] < losses[0] and len(log[0]['stage_loss']) == 1
     pipe = NFIGPipeline.from_pretrained(tmp_path / 'run' / 'pipeline')

@@ -45,10 +45,10 @@ def test_shellcheck():
 @pytest.mark.parametrize('path', [p for p in scripts if p.name != 'start.sh'], ids=lambda p: p.name)
 def test_what_differs_between_clusters_is_a_variable_with_a_default(path):
     text = path.read_text()
-    own = [l for l in text.splitlines() if '=${' in l and not l.startswith('#')]
-    assert {'REPO', 'VENV', 'MODULES'} <= {l.split('=')[0] for l in own} and all(
-        l.split('=', 1)[1].startswith('${' + l.split('=')[0] + ':-') for l in own
-    )
+    lines = [line for line in text.splitlines() if '=${' in line and not line.startswith('#')]
+    own = dict(line.split('=', 1) for line in lines)
+    assert {'REPO', 'VENV', 'MODULES'} <= set(own)
+    assert all(value.startswith('${' + name + ':-') for name, value in own.items())
     assert '/home' not in text and '--account' not in text and '#SBATCH --requeue' in text
 
 
@@ -180,11 +180,11 @@ def test_requeued_by_the_signal_and_finished(slurm, tmp_path):
         device='cpu',
     )
     run = tmp_path / 'run'
-    starts = lambda: (
-        [json.loads(l) for l in (run / 'starts.jsonl').read_text().splitlines()]
-        if (run / 'starts.jsonl').exists()
-        else []
-    )
+
+    def starts():
+        path = run / 'starts.jsonl'
+        return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
+
     job = slurm(
         'sbatch',
         '--parsable',
@@ -196,12 +196,12 @@ def test_requeued_by_the_signal_and_finished(slurm, tmp_path):
         RUN=str(run),
         OMP_NUM_THREADS='1',
     )
-    said = lambda: (
-        next(tmp_path.glob('nfig-train-*.out')).read_text()
-        if list(tmp_path.glob('nfig-train-*.out'))
-        else ''
-    )
-    state = lambda: slurm('scontrol', 'show', 'job', job)
+
+    def said():
+        return ''.join(path.read_text() for path in tmp_path.glob('nfig-train-*.out'))
+
+    def state():
+        return slurm('scontrol', 'show', 'job', job)
 
     def logged():
         assert 'JobState=FAILED' not in state(), said()

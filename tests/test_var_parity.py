@@ -174,7 +174,8 @@ def test_published_transformer():
 
 
 def test_published_vqvae():
-    "The small VQ-VAE of the fixture has the tensors of the published one, and both give the configuration of the preset"
+    """The small VQ-VAE of the fixture has the tensors of the published one, and both give the
+    configuration of the preset"""
     want = published('vqvae')
     assert (
         set(want)

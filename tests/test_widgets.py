@@ -115,21 +115,24 @@ def test_waves_are_those_of_python(page, side):
 def test_uniforms_are_those_of_torch(page):
     "Bit by bit, beyond the first 624 words"
     got = page.evaluate(
-        "import('/instruments/model.js').then(M => [0, 7, 123456].map(s => [...M.uniforms(s, 1300)]))"
+        "import('/instruments/model.js').then("
+        "M => [0, 7, 123456].map(s => [...M.uniforms(s, 1300)]))"
     )
     assert torch.equal(torch.tensor(got), uniforms([0, 7, 123456], 1300))
 
 
 grow_in_page = """async ([labels, sample, wanted]) => {
   const M = await import('/instruments/model.js')
-  const file = async path => new Uint8Array(await (await fetch('/instruments/' + path)).arrayBuffer())
+  const bytes = async answer => new Uint8Array(await answer.arrayBuffer())
+  const file = async path => bytes(await fetch('/instruments/' + path))
   const model = await M.openModel({file}, 'fashion-mnist')
   const found = []
   for (const [i, label] of labels.entries()) {
     const growth = new M.Growth(model, label, i, {...model.manifest.sample, ...sample})
     await growth.grow()
-    const picture = await model.decode(growth.stages.at(-1).fHat)
-    found.push({tokens: growth.stages.map(s => [...s.tokens]), picture: picture.planes.map(p => [...p])})
+    const {planes} = await model.decode(growth.stages.at(-1).fHat)
+    const tokens = growth.stages.map(s => [...s.tokens])
+    found.push({tokens, picture: planes.map(p => [...p])})
   }
   return found
 }"""
@@ -181,10 +184,12 @@ def test_tokens_of_a_picture(page, pipe):
     found = page.evaluate(
         """async planes => {
           const M = await import('/instruments/model.js')
-          const file = async path => new Uint8Array(await (await fetch('/instruments/' + path)).arrayBuffer())
+          const bytes = async answer => new Uint8Array(await answer.arrayBuffer())
+          const file = async path => bytes(await fetch('/instruments/' + path))
           const model = await M.openModel({file}, 'fashion-mnist')
           const latent = await model.latent({planes: planes.map(p => Float32Array.from(p))})
-          return ['band', 'full'].map(t => model.quantizer.encode(latent, t).map(s => [...s.tokens]))
+          const encode = target => model.quantizer.encode(latent, target)
+          return ['band', 'full'].map(t => encode(t).map(s => [...s.tokens]))
         }""",
         [numbers(p) for p in image],
     )
