@@ -34,15 +34,8 @@ from ..core.config import did_you_mean
 from ..core.distributed import shard
 from ..core.io import require
 from .images import draw_views, open_image
-from nfig.data.sets import (
-    ImageData,
-    Strings,
-    Unreadable,
-    default_workers,
-    epoch_order,
-    from_files,
-    try_decode,
-)
+from .sets import ImageData, Strings, Unreadable, from_files
+from .sets import default_workers, epoch_order, try_decode
 
 # %% ../../nbs/4_data/43_shards.ipynb #b421dbdd
 held_out = 'val', 'validation', 'valid', 'test', 'testing', 'eval', 'dev'
@@ -159,8 +152,7 @@ def scan_tar(
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise ValueError(
             f"{path} cannot be read as a tar file ({e}): is it complete? A compressed one "
-            "(.tar.gz) has to be "
-            "unpacked to .tar first, since nobody can jump in it"
+            "(.tar.gz) has to be unpacked to .tar first, since nobody can jump in it"
         ) from None
     return {key: s for key, s in found.items() if 'name' in s}
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['companions', 'file_columns', 'class_columns', 'fashion_classes', 'cifar_classes', 'where', 'loaders', 'visible',
-           'unwrapped', 'split_folder', 'files_below', 'find_table', 'read_rows', 'table_columns', 'load_listed',
-           'load_folder', 'places', 'first_found', 'read_idx', 'fetch', 'square', 'from_arrays', 'load_fashion',
-           'load_cifar', 'load_bundled', 'kind_of', 'visible_entries', 'load_data', 'is_stream', 'open_data']
+           'unwrapped', 'split_folder', 'files_below', 'find_table', 'read_rows', 'table_columns', 'names_below',
+           'load_listed', 'load_folder', 'places', 'first_found', 'read_idx', 'fetch', 'square', 'from_arrays',
+           'load_fashion', 'load_cifar', 'load_bundled', 'kind_of', 'visible_entries', 'load_data', 'is_stream',
+           'open_data']
 
 # %% ../../nbs/4_data/44_sources.ipynb #043bebef
 import csv
@@ -185,6 +186,18 @@ def table_columns(
         )
     return file, label
 
+# %% ../../nbs/4_data/44_sources.ipynb #55f52290
+def names_below(
+    root: Path,  # folder of pictures
+) -> dict:  # name -> file
+    "What a table may call each picture: with its folders or without, with its ending or without"
+    places = {}
+    for path in files_below(root):
+        name = Path(path).relative_to(root).as_posix()
+        for known in (Path(name).stem, Path(name).name, name, f'{root.name}/{name}'):
+            places[known] = path
+    return places
+
 # %% ../../nbs/4_data/44_sources.ipynb #a1c6376e
 def load_listed(
     root: Path,  # folder of pictures
@@ -199,15 +212,10 @@ def load_listed(
     if label is None:
         warnings.warn(
             f"{table} has the columns {', '.join(rows[0])}, and none of them is called label or "
-            "class: "
-            "all images are one class",
+            "class: all images are one class",
             stacklevel=2,
         )
-    places = {}
-    for path in files_below(root):
-        name = Path(path).relative_to(root).as_posix()
-        for known in (Path(name).stem, Path(name).name, name, f'{root.name}/{name}'):
-            places[known] = path
+    places = names_below(root)
     named = [(str(r[file]), None if label is None else r[label]) for r in rows]
     there = [(places[n], v) for n, v in named if n in places]
     if not there:
@@ -258,7 +266,7 @@ def load_folder(
     loose = [(path, 'lies outside the class folders') for path in loose]
     return from_files(files, labels, [d.name for d in folders], size, skipped=loose)
 
-
+# %% ../../nbs/4_data/44_sources.ipynb #3ba38380
 def _nothing_in(root, folders):
     told = ', '.join(map(str, folders))
     raise FileNotFoundError(

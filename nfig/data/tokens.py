@@ -201,7 +201,7 @@ def check_plan(
             "remove it, or choose another folder"
         )
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #f5634123
 def missing(
     folder,  # of the cache
     plan: CachePlan,  # what it shall hold
@@ -272,7 +272,7 @@ def reading_order(
         for k in range(0, len(span), batch_size):
             yield span[k : k + batch_size], None if draws is None else draws[k : k + batch_size]
 
-
+# %% ../../nbs/4_data/45_tokens.ipynb #9e13cc60
 def cache_tokens(
     folder,  # of the cache; what is in it already is kept
     tokenizer: FRVAE,  # trained, in eval mode

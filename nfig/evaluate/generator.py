@@ -245,7 +245,7 @@ def split_score(
     each = zip(*(rows[k].tensor_split(groups) for k in ('classes', 'sharp', 'count')))
     return torch.stack([score(*g) for g in each]).mean().item()
 
-
+# %% ../../nbs/6_evaluate/65_generator.ipynb #f5af531e
 def compare_sets(
     real: dict,  # what `measure_set` gave for the reference
     fake: dict,  # and for the samples
@@ -263,12 +263,8 @@ def compare_sets(
 
     n = int(fake['sums']['n'])
     kept = [len(o['rows']['features']) for o in (real, fake)]
-    out = dict(
-        images=n,
-        reference_images=None if '' in published else int(real['sums']['n']),
-        neighbours=kept,
-        extractor=name,
-    )
+    seen = None if '' in published else int(real['sums']['n'])
+    out = dict(images=n, reference_images=seen, neighbours=kept, extractor=name)
     names, near = score_names(name, n), score_names(name, kept[1])
     out[names['fd']] = frechet_distance(*moments(''))
     if 'spatial.n' in fake['sums']:
@@ -309,7 +305,7 @@ def made_of(
         **more,
     )
 
-
+# %% ../../nbs/6_evaluate/65_generator.ipynb #6ccc2d69
 def kept_set(
     images,  # see `open_images`
     extractor: nn.Module,  # see `25_features`
@@ -359,14 +355,8 @@ def evaluate_samples(
     made = made_of(samples, extractor, neighbours=neighbours) if folder else None
     fake = measure_set(samples, extractor, n, neighbours, folder=folder, made=made, **how)
     known = n if n and n < field_count else len(reference)
-    real = kept_set(
-        reference,
-        extractor,
-        known,
-        min(neighbours or known, reference_neighbours),
-        where=where,
-        **how,
-    )
+    near = min(neighbours or known, reference_neighbours)
+    real = kept_set(reference, extractor, known, near, where=where, **how)
     if fake is None or real is None:
         return None
     published = None

@@ -171,7 +171,7 @@ def manifold_coverage(
     inside = [(squared_distances(p, centres) <= radius).any(1) for p in points.split(rows)]
     return torch.cat(inside).double().mean().item()
 
-
+# %% ../../nbs/6_evaluate/61_metrics.ipynb #3f1ea70f
 def precision_recall(
     real: Tensor,  # (N,D) features
     fake: Tensor,  # (M,D) features

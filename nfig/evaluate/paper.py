@@ -103,7 +103,7 @@ def stage_quality_figure(
         ax.set_xlabel('stage', fontsize=8)
     return fig
 
-
+# %% ../../nbs/6_evaluate/66_paper.ipynb #1275d77d
 @torch.no_grad()
 def stage_pictures(
     toks: dict,  # name -> `FRVAE`, all for images of one side
@@ -172,7 +172,7 @@ def small_square(
     x = F.interpolate(x, size=(side, side), mode='area' if side < n else 'bicubic')
     return x[0].clamp(0, 1) * 2 - 1
 
-
+# %% ../../nbs/6_evaluate/66_paper.ipynb #cb9845ba
 def charts(side: int) -> list:  # (side,side,3) uint8 arrays: a line, bars, points, a surface
     "Four charts, drawn now"
     g = np.random.default_rng(0)
@@ -254,7 +254,7 @@ def makers_of(side: int) -> dict:  # kind -> a function that makes its images
     makers['qr_codes'] = lambda: qr_codes(side)
     return makers | {kind: lambda kind=kind: from_folder(kind, side) for kind in folders}
 
-
+# %% ../../nbs/6_evaluate/66_paper.ipynb #c734a175
 def image_types(
     side: int,  # pixels
 ) -> tuple:  # ({kind: (N,3,side,side) images in [-1,1]}, {kind: why it is missing})
@@ -325,6 +325,7 @@ def rows_table(
     scores = list(dict.fromkeys(k for r in rows for k in r if is_score(k)))
 
     def cells(r):
+        "A row of the table"
         a = r['about']
         epochs = f"{a['epochs']:.3g}" if a.get('epochs') else '?'
         return [

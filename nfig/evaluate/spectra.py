@@ -79,7 +79,7 @@ def distance_of_halves(
         found.append(log_distance(p[order[0::2]].mean(0), p[order[1::2]].mean(0), floor))
     return sum(found) / times
 
-
+# %% ../../nbs/6_evaluate/62_spectra.ipynb #5e298918
 def compare_spectra(
     p: Tensor,  # (N,R) of the reference, from `profiles`
     q: Tensor,  # (M,R) of the other set

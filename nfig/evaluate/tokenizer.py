@@ -166,7 +166,7 @@ def rfd_name(
     name = score_names(network, n)['fd']
     return 'r' + name if network == 'Inception' else name
 
-
+# %% ../../nbs/6_evaluate/64_tokenizer.ipynb #30f5a1d3
 def tokenizer_result(
     sums: dict,  # what `tokenizer_sums` gave, added up
     size: tuple,  # (H,W) of the images
@@ -200,14 +200,12 @@ def evaluate_tokenizer(
     check_reference(reference, n)
     device, was_training = next(tok.parameters()).device, tok.training
 
+    networks = dict(features=features, perceptual=perceptual, real=reference is None)
+
     def work(a, b):
+        "The sums of some images"
         batches = image_batches(data, batch, n, (a, b))
-        return added_up(
-            dict(
-                sums=tokenizer_sums(tok, x.to(device), features, perceptual, real=reference is None)
-            )
-            for x in batches
-        )
+        return added_up(dict(sums=tokenizer_sums(tok, x.to(device), **networks)) for x in batches)
 
     tok.eval()
     try:
@@ -261,7 +259,7 @@ def best_perceptual(
             raise
         return FeatureDistance()
 
-
+# %% ../../nbs/6_evaluate/64_tokenizer.ipynb #085aa730
 def tokenizer_report(
     run,  # see `open_tokenizer`
     data: str = 'cifar10',  # as for nfig_train_tokenizer; its held-out part is used

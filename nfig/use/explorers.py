@@ -40,8 +40,9 @@ def photos(
     def middle(a):
         "The middle square of an (H,W,3) array"
         n = min(a.shape[:2])
-        t, l = (a.shape[0] - n) // 2, (a.shape[1] - n) // 2
-        x = to_float(torch.from_numpy(a[t : t + n, l : l + n].copy()).permute(2, 0, 1)[None])
+        top, left = (a.shape[0] - n) // 2, (a.shape[1] - n) // 2
+        square = torch.from_numpy(a[top : top + n, left : left + n].copy())
+        x = to_float(square.permute(2, 0, 1)[None])
         return torch.nn.functional.interpolate(x, size=side, mode='area')[0]
 
     return {
@@ -229,7 +230,7 @@ class Keeping:
         return getattr(self.model, name)
 
     def stage(self, i: int, cond: Tensor, x: Tensor, cache) -> Tensor:  # as `NFIGTransformer.stage`
-        """Logits of stage `i`; the model is run either way, since later stages look at this one
+        """Logits of stage `i`. The model is run either way, since later stages look at this one
         through the cache"""
         logits = self.model.stage(i, cond, x, cache)  # (B,s^2,K)
         if i not in self.kept:
@@ -314,8 +315,9 @@ class TokenizerExplorer:
     def error(
         self,
         k: int,  # stages decoded
-    ) -> Tensor:
-        return self.x - self.images[k - 1]  # (3,H,H)
+    ) -> Tensor:  # (3,H,H)
+        "What is still missing"
+        return self.x - self.images[k - 1]
 
     def error_spectrum(
         self,

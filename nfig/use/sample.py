@@ -29,7 +29,7 @@ from ..core.command import Fields, command, overrule, settings
 from ..core.config import Count, SampleConfig, Whole, checked_dataclass
 from ..core.tensors import pick_device, to_bytes, to_float
 from ..core.io import assets, replacing
-from ..core.record import about, open_parts
+from ..core.record import about, open_parts, write_result
 from ..data.sources import load_data
 from ..evaluate.generator import recipe
 from ..fast.faster import faster
@@ -100,7 +100,7 @@ def is_made(
         )
     return True
 
-
+# %% ../../nbs/8_use/84_sample.ipynb #a7cd7594
 def sample_set(
     pipe: NFIGPipeline,  # what draws the images
     path,  # .npz file to write
@@ -130,9 +130,7 @@ def sample_set(
     if not all(f.exists() for f in files):
         return None
     merge(files, path)
-    record = dict(recipe=made, about=about('nfig_sample'))
-    with replacing(path.with_suffix('.json')) as tmp:
-        tmp.write_text(json.dumps(record, indent=1) + '\n')
+    write_result(path.with_suffix('.json'), dict(recipe=made, about=about('nfig_sample')))
     shutil.rmtree(folder)
     return path
 

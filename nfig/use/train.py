@@ -63,7 +63,7 @@ def held_out(
     except FileNotFoundError:
         return None
 
-
+# %% ../../nbs/8_use/83_train.ipynb #7d650749
 @command('nfig_train_tokenizer', tokenizer=TokenizerConfig, train=TokenizerTraining, run=RunConfig)
 def train_tokenizer(
     data: str = 'fashion-mnist',  # folder of class folders or shards, a stream, or a known name
@@ -82,8 +82,7 @@ def train_tokenizer(
     "Train an FR-VAE on images; leaves OUT/tokenizer, metrics.jsonl, checkpoints and pictures"
     e = get_preset(preset)
     sized = resized(e.tokenizer, size or e.tokenizer.image_size)
-    parts = dict(tokenizer=sized, train=e.train_tokenizer, run=RunConfig())
-    parts = settings(parts, config, set)
+    parts = settings(dict(tokenizer=sized, train=e.train_tokenizer, run=RunConfig()), config, set)
     train = overrule(parts['train'], steps=steps, epochs=epochs, batch_size=batch_size, lr=lr)
     e = replace(e, tokenizer=parts['tokenizer'], train_tokenizer=train)
     device = init_distributed(device)
@@ -120,12 +119,8 @@ def open_training(
     size = tok.config.image_size
     cache = TokenCache(tokens, tok) if tokens else None
     name = data or (cache.manifest.get('source') if cache else None) or data_of(tokenizer)
-    with main_process_first():
-        try:
-            val = load_data(name, size, 'test')
-        except FileNotFoundError:
-            val = None  # nothing is held out; the run just cannot show a held-out loss
-        return tok, cache or load_data(name, size), val, name
+    with main_process_first():  # without held-out images the run just cannot show their loss
+        return tok, cache or load_data(name, size), held_out(name, size), name
 
 # %% ../../nbs/8_use/83_train.ipynb #4d58afed
 @command(

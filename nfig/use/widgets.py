@@ -72,6 +72,7 @@ def beside(
     "Pictures in a row, without a gap"
 
     def fit(x):
+        "One of them, at the wanted size"
         x = x[None].float().cpu().clamp(-1, 1)
         way = 'area' if x.shape[-1] > side else 'nearest'
         return torch.nn.functional.interpolate(x, size=side, mode=way)[0]
@@ -98,7 +99,7 @@ npm_packages = {  # name: (version, checksum of the archive, files to keep, as w
     ),
 }
 
-
+# %% ../../nbs/8_use/82_widgets.ipynb #3e765586
 def npm_archive(
     name: str,  # of a package
     version: str,
@@ -128,7 +129,7 @@ def npm_folder(
     "Where the files of a package are kept"
     return Path.home() / '.cache' / 'nfig' / f'{name}-{npm_packages[name][0]}'
 
-
+# %% ../../nbs/8_use/82_widgets.ipynb #df467622
 def npm_files(
     name: str,  # a key of `npm_packages`
     archive: bytes = None,  # the .tgz file; fetched if None
@@ -181,7 +182,7 @@ def garments() -> dict:  # name: (3,32,32) in [-1,1]
         first.setdefault(data.classes[label], i)
     return {name: to_float(data[first[name]][0]).expand(3, -1, -1) for name in data.classes}
 
-
+# %% ../../nbs/8_use/82_widgets.ipynb #3db1b69f
 class BrowserFiles:
     "What the instruments ask for: `read(path)` gives bytes"
 
@@ -238,9 +239,6 @@ class BrowserFiles:
         folder,  # gets all files, and the JavaScript
     ):
         "Everything for a site, as static files"
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for script in static.glob('*.js'):
-            shutil.copy(script, folder)
         paths = ['pictures.json', 'models/index.json']
         for model in self.models:
             names = json.loads(self.read(f'models/{model}/manifest.json'))['files']
@@ -248,6 +246,8 @@ class BrowserFiles:
         for path in [*paths, 'runtime/ort.mjs', 'runtime/ort.wasm']:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(self.read(path))
+        for script in static.glob('*.js'):
+            shutil.copy(script, folder)
 
 # %% ../../nbs/8_use/82_widgets.ipynb #299f2e60
 def bands_poster(files: BrowserFiles, picture: str = 'cat') -> tuple:  # (picture, sentence)
@@ -270,7 +270,7 @@ def grow_poster(files: BrowserFiles, model: str = 'fashion-mnist', label=0, seed
         f"{name}, drawn by a trained model: the picture after each of {len(e.images)} stages",
     )
 
-
+# %% ../../nbs/8_use/82_widgets.ipynb #5a4dd4fa
 def tokenize_poster(
     files: BrowserFiles, model: str = 'fashion-mnist', picture: str = None
 ) -> tuple:
@@ -286,7 +286,7 @@ def tokenize_poster(
         f"{name}: the original, and what its tokens give after each of {len(e.images)} stages",
     )
 
-
+# %% ../../nbs/8_use/82_widgets.ipynb #e7cee49b
 def mix_poster(
     files: BrowserFiles,
     low: str = None,
@@ -377,7 +377,7 @@ class Instrument(anywidget.AnyWidget):
         data, about = bundle if isinstance(bundle, tuple) else (bundle, {})
         return data | {'text/html': self.html()}, about
 
-
+# %% ../../nbs/8_use/82_widgets.ipynb #f9384378
 start_script = """<script>
 document.currentScript.previousElementSibling.hidden = false
 window.nfigStart ??= button => {
