@@ -1,18 +1,14 @@
 """Memory and GPU hours of a full training run, from operations that are counted and bytes that
 are measured."""
 
-import json
-import sys
 import torch
 import weakref
-from datetime import datetime, timezone
 from fastcore.script import call_parse
 from functools import partial
 from pathlib import Path
 from torch import nn
 from nfig.core.presets import Experiment, get_preset
-from nfig.core.io import replacing
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from bench.generate import count_flops
 from bench.tokenizer_step import random_task
 
@@ -168,15 +164,9 @@ def cost(
         for gpus in (1, 8, 16, 64)
         if e.train_tokenizer.batch_size % gpus == 0
     ]
-    about = dict(
-        command=' '.join(['python -m bench.cost_tokenizer', *sys.argv[1:]]),
-        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.cost_tokenizer')
     path = Path(out) / f'cost_{preset}.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
-        tmp.write_text(json.dumps(dict(step=c, runs=runs, about=about), indent=1) + '\n')
+    write_result(path, dict(step=c, runs=runs, about=record))
     print(
         f"{c['parameters'] / 1e6:.3g} million weights, {c['with_critic']['gflop']:.3g} GFLOP and "
         f"{c['with_critic']['saved_gib']:.2g} GiB an image; written to {path}"

@@ -2,18 +2,15 @@
 operations and one assumption."""
 
 import json
-import sys
 import torch
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
 from nfig.core.presets import Experiment, get_preset
-from nfig.core.io import replacing
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
-from bench.generate import count_flops
+from bench.generate import count_flops, train_flops
 
 
 def train_work(
@@ -21,17 +18,8 @@ def train_work(
 ) -> dict:  # plain data: parameters, gflop for one image, forward and backward
     "What a training step takes for each image, counted without computing anything"
     with torch.device('meta'):
-        t = NFIGTransformer(e.transformer).train()
-        c = e.transformer
-        n = sum(s * s for s in c.scales)
-        labels = torch.zeros(1, dtype=torch.int64)
-        x = torch.zeros(1, n - 1, c.latent_dim)
-        flops = count_flops(lambda: t(labels, x).sum().backward())
-    return dict(
-        preset=e.name,
-        parameters=sum(p.numel() for p in t.parameters()),
-        gflop=round(flops / 1e9, 3),
-    )
+        parameters = sum(p.numel() for p in NFIGTransformer(e.transformer).parameters())
+    return dict(preset=e.name, parameters=parameters, gflop=round(train_flops(e) / 1e9, 3))
 
 
 @dataclass(frozen=True)
@@ -157,22 +145,16 @@ def cost_paper(
                 largest={str(s.between): largest_cluster(s, w['parameters'], one) for s in slow},
             )
         )
-    about = dict(
-        command=' '.join(['python -m bench.cost_transformer', *sys.argv[1:]]),
-        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.cost_transformer')
     what = dict(
         cluster=asdict(c),
         share_is='measured' if found else 'assumed',
         encode_gflop=encode_work(e),
         models=rows,
-        about=about,
+        about=record,
     )
     path = Path(out) / 'cost_paper.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
-        tmp.write_text(json.dumps(what, indent=1) + '\n')
+    write_result(path, what)
     print(
         f"{len(rows)} models on {gpus} GPUs at {c.share:.0%} of the peak ({what['share_is']}); "
         f"written to {path}"

@@ -2,7 +2,6 @@
 measurement."""
 
 import copy
-import json
 import math
 import re
 import resource
@@ -13,12 +12,11 @@ import time
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from fastcore.script import call_parse, store_true
 from pathlib import Path
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from nfig.core.presets import Experiment, get_preset
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline, generate
@@ -50,6 +48,17 @@ def count_flops(
     with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as m:
         fn()
     return m.get_total_flops()
+
+
+def train_flops(
+    e: Experiment,  # whose transformer
+) -> int:  # operations of the forward and backward pass, for one image
+    "What a training step takes, counted on shapes alone"
+    with torch.device('meta'):
+        t = NFIGTransformer(e.transformer).train()
+        labels = torch.zeros(1, dtype=torch.int64)
+        x = torch.zeros(1, t.ends[-1] - t.ends[0], e.transformer.latent_dim)
+        return count_flops(lambda: t(labels, x).sum().backward())
 
 
 @dataclass(eq=False)
@@ -452,27 +461,22 @@ def all_parts(
 
 
 def report(
-    about: dict,  # preset, command, date and machine
+    record: dict,  # preset, command, date and machine
     peak: dict,  # dtype -> GFLOP/s
     rows: list,  # from `row`
     path: Path,  # JSON file to write
 ):
     "Print the table and write everything to `path`"
+    where = record['gpu'] or record['cpu']
     print(
-        f"{about['preset']} on {about['gpu'] or about['cpu']}, {about['threads']} threads, torch "
-        f"{about['torch']}, load {about['load']}"
+        f"{record['preset']} on {where}, {record['threads']} threads, torch {record['torch']}, "
+        f"load {record['load']}"
     )
     print(
         f"peak: {', '.join(f'{d} {r:.0f} GFLOP/s' for d, r in peak.items())}\n{table(rows)}\n"
         f"written to {path}"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(
-            dict(**about, peak={d: round(r, 1) for d, r in peak.items()}, rows=rows), indent=1
-        )
-        + '\n'
-    )
+    write_result(path, dict(**record, peak={d: round(r, 1) for d, r in peak.items()}, rows=rows))
 
 
 def memory_alone(
@@ -536,18 +540,13 @@ def bench(
         )
     if threads:
         torch.set_num_threads(threads)
-    about = dict(
-        preset=preset,
-        command=' '.join(['python -m bench.generate', *sys.argv[1:]]),
-        date=datetime.now().isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.generate', preset=preset)
     if not device.startswith('cuda'):
-        about['gpu'] = None  # there may be one, but it is not what is measured
+        record['gpu'] = None  # there may be one, but it is not what is measured
     sizes = [int(b) for b in batches.split(',')]
     alone = {d: memory_alone(preset, d, max(sizes)) for d in dtypes} if memory else None
     if alone:
-        about['memory_gib_alone'] = dict(batch=max(sizes), **alone)
+        record['memory_gib_alone'] = dict(batch=max(sizes), **alone)
     parts = interleave(
         all_parts(build_pipelines(bench_experiment(preset), device), sizes, full, only),
         repeats,
@@ -556,7 +555,7 @@ def bench(
     parts = list(dict.fromkeys(parts))
     peak = peaks(parts)
     report(
-        about,
+        record,
         peak,
         [row(p, peak) for p in parts + images(parts)],
         Path(out) / f"bench_{device.split(':')[0]}.json",

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -27,9 +26,10 @@ from bench.generate import (
     row,
     some_labels,
     table,
+    train_flops,
 )
 from nfig.core.presets import Experiment
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_decoder, build_tokenizer
 from nfig.train.transformer import TransformerTask
 from nfig.transformer.model import NFIGTransformer
@@ -44,8 +44,6 @@ def work(
         t = NFIGTransformer(e.transformer).eval()
         decoder = build_decoder(e.tokenizer).eval()
         c = e.transformer
-        labels = torch.zeros(1, dtype=torch.int64)
-        x = torch.zeros(1, t.ends[-1] - t.ends[0], c.latent_dim)
         with torch.no_grad():
             decode = count_flops(
                 lambda: decoder(torch.zeros(1, c.latent_dim, e.tokenizer.side, e.tokenizer.side))
@@ -59,11 +57,7 @@ def work(
 
         with torch.no_grad():
             generate = count_flops(stages)
-        return dict(
-            generate=generate,
-            decode=decode,
-            train=count_flops(lambda: t.train()(labels, x).sum().backward()),
-        )
+    return dict(generate=generate, decode=decode, train=train_flops(e))
 
 
 def fast_pipeline(
@@ -223,14 +217,8 @@ def bench_gpu(
             f'device {device!r} given, but PyTorch finds no CUDA device here: '
             'bench/h100.sh is meant for a machine with a GPU'
         )
-    about = dict(
-        preset=preset,
-        command=' '.join(['python -m bench.gpu', *sys.argv[1:]]),
-        date=datetime.now().isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.gpu', preset=preset)
     path = Path(out) / ('bench_cuda.json' if gpu else 'bench_gpu_trial.json')
-    path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + budget
     done, left_out = [], []
     for name in rows.split():
@@ -247,8 +235,8 @@ def bench_gpu(
             r['images_per_second'] = round(1 / seconds, 2) if seconds else None
             print(table([r]), flush=True)
         done.append(r)
-        whole = dict(**about, rows=done, left_out=left_out)
-        path.write_text(json.dumps(whole, indent=1) + '\n')
+        whole = dict(**record, rows=done, left_out=left_out)
+        write_result(path, whole)
     if left_out:
         print(f'no time for {", ".join(left_out)}')
-        path.write_text(json.dumps(dict(**about, rows=done, left_out=left_out), indent=1) + '\n')
+        write_result(path, dict(**record, rows=done, left_out=left_out))

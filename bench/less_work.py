@@ -2,9 +2,6 @@
 out, guidance before the head. Operations of an image beside Fréchet distance and class agreement,
 for several sampling seeds, written after every option."""
 
-import json
-import sys
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -12,7 +9,7 @@ from fastcore.script import call_parse
 
 from bench.generate import count_flops
 from nfig.core.tensors import to_float
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from nfig.data.sources import load_data
 from nfig.evaluate.metrics import extract
 from nfig.fast.faster import faster
@@ -83,13 +80,8 @@ def less_work(
     pixels = to_float(images.__getitems__(list(range(len(images))))[0])
     extractor = build_extractor().to(device)
     real = extract(lambda o: extractor(o)[0], pixels, device=device)
-    about = dict(
-        command=' '.join(['python -m bench.less_work', *sys.argv[1:]]),
-        date=datetime.now().isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.less_work')
     path = Path(out) / f'less_work_{Path(model).name}.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
     known, found = (pixels.flatten(1), images.labels), {}
     for name, setting in options(len(pipe.tokenizer.config.scales)).items():
         found[name] = price(
@@ -98,4 +90,4 @@ def less_work(
         r = found[name]
         fd, agree = (' '.join(f'{v:.4g}' for v in r[k]) for k in ('fd', 'agreement'))
         print(f'{name:22}{r["gflop"]:9.2f} GFLOP   FD {fd}   agreement {agree}', flush=True)
-        path.write_text(json.dumps(dict(**about, model=model, n=n, options=found), indent=1) + '\n')
+        write_result(path, dict(**record, model=model, n=n, options=found))

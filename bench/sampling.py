@@ -1,17 +1,13 @@
 "Guidance, truncation and previews, in operations and in seconds."
 
 import copy
-import json
-import sys
 import time
 import torch
-from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
 from statistics import median
 from nfig.core.presets import get_preset
-from nfig.core.io import replacing
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline
@@ -81,21 +77,16 @@ def sampling_cost(
     chosen = {o: options[o] for o in only.split(',')} if only else options
     e = get_preset(preset)
     torch.set_num_threads(threads)
-    about = dict(
-        command=' '.join(['python -m bench.sampling', *sys.argv[1:]]),
-        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.sampling')
     rows = measure_options(build_pipeline(preset), chosen, repeats)
     found = dict(
-        about=about,
+        about=record,
         preset=preset,
         steps=len(e.transformer.grids),
         tokens=e.tokenizer.tokens,
         options=rows,
     )
-    with replacing(Path(out) / f'sampling_cost_{preset}.json') as tmp:
-        tmp.write_text(json.dumps(found, indent=1) + '\n')
+    write_result(Path(out) / f'sampling_cost_{preset}.json', found)
     for r in rows:
         print(
             f"{r['option']:12} {r['gflop']:8.1f} GFLOP {r['share_gflop']:6.1%}  "

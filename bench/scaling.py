@@ -1,14 +1,11 @@
 "What generation costs against depth, tokens and batch, beside the law that it should follow."
 
-import json
-import sys
 import torch
 from dataclasses import replace
-from datetime import datetime
 from fastcore.script import call_parse, store_true
 from pathlib import Path
 from nfig.core.presets import resized
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline
@@ -167,24 +164,17 @@ def growth(
     "Time generation against depth, batch and image size"
     if threads:
         torch.set_num_threads(threads)
-    about = dict(
-        preset=preset,
-        dtype=dtype,
-        command=' '.join(['python -m bench.scaling', *sys.argv[1:]]),
-        date=datetime.now().isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.scaling', preset=preset, dtype=dtype)
     if not device.startswith('cuda'):
-        about['gpu'] = None
+        record['gpu'] = None
     print(
-        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, {dtype}, load "
-        f"{about['load']}\n{head}"
+        f"{record['gpu'] or record['cpu']}, {record['threads']} threads, {dtype}, load "
+        f"{record['load']}\n{head}"
     )
     path = Path(out) / f"growth_{device.split(':')[0]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(rows):
-        path.write_text(json.dumps(dict(**about, rows=rows), indent=1) + '\n')
+        write_result(path, dict(**record, rows=rows))
 
     cells = (grid if full else star)(*map(numbers, (depths, batches, sides)))
     measure(cells, preset, dtype, device, repeats, keep)

@@ -1,20 +1,17 @@
 "One training step taken apart while it runs, and the two ways of encoding side by side."
 
-import json
 import statistics
-import sys
 import time
 import torch
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from datetime import datetime
 from fastcore.script import call_parse
 from pathlib import Path
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from nfig.core.presets import Experiment, get_preset
-from nfig.core.record import machine
+from nfig.core.record import about, write_result
 from nfig.tokenizer.codebook import refresh_codebook
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.data.sets import ImageData
@@ -394,12 +391,8 @@ def bench_tokenizer(
         torch.set_num_threads(threads)
     jobs = parse_presets(presets)
     others = parse_presets(encode)
-    about = dict(
-        command=' '.join(['python -m bench.tokenizer_step', *sys.argv[1:]]),
-        date=datetime.now().isoformat(timespec='seconds'),
-        **machine(),
-    )
-    about['peak'] = round(
+    record = about('python -m bench.tokenizer_step')
+    record['peak'] = round(
         max(
             p.flops / min(p.times) / 1e9
             for p in interleave(matmul_parts('fp32', device), 5, device)
@@ -408,8 +401,8 @@ def bench_tokenizer(
     )
     steps, encodes = [], []
     print(
-        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, "
-        f"load {about['load']}, fp32 product {about['peak']:.0f} GFLOP/s"
+        f"{record['gpu'] or record['cpu']}, {record['threads']} threads, torch {record['torch']}, "
+        f"load {record['load']}, fp32 product {record['peak']:.0f} GFLOP/s"
     )
     for n, b in others:
         encodes.append(encode_report(bench_experiment(n), b, repeats + 2))
@@ -420,6 +413,5 @@ def bench_tokenizer(
         steps.append(step_report(n, random_task(get_preset(n), b, device), repeats))
         print(step_table(steps[-1]), flush=True)
     path = Path(out) / f"bench_tokenizer_{device.split(':')[0]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(**about, steps=steps, encode=encodes), indent=1) + '\n')
+    write_result(path, dict(**record, steps=steps, encode=encodes))
     print(f'written to {path}')

@@ -1,20 +1,17 @@
 """How much of a training step is spent on taking a batch out of the token cache: measured, on a
 cache of a real size."""
 
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 import torch
 from dataclasses import replace
-from datetime import datetime, timezone
 from fastcore.script import call_parse
 from pathlib import Path
 from nfig.core.presets import Experiment, get_preset
-from nfig.core.io import replacing, weights_hash
-from nfig.core.record import machine
+from nfig.core.io import weights_hash
+from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline
@@ -117,15 +114,9 @@ def bench_tokens(
 ):
     "Time reading from a token cache beside training steps"
     r = reading_share(get_preset(preset), images, device=device)
-    about = dict(
-        command=' '.join(['python -m bench.tokens', *sys.argv[1:]]),
-        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        **machine(),
-    )
+    record = about('python -m bench.tokens')
     path = Path(out) / f"token_cache_{device.split(':')[0]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
-        tmp.write_text(json.dumps(dict(r, about=about), indent=1) + '\n')
+    write_result(path, dict(r, about=record))
     print(
         f"reading {r['batch']} of {images:,} images: {1e3 * r['read_cold']:.2f} ms cold, "
         f"{1e3 * r['read_warm']:.2f} ms warm; a step {1e3 * r['step']:.0f} ms: "
