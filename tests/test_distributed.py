@@ -257,9 +257,10 @@ def test_signal_to_one_of_two(two):
 
 dies = '''
 import os, signal, sys, torch
-from torch import nn
 from nfig.core.command import friendly
+from nfig.core.distributed import init_distributed, mean_over, world
 from nfig.train.loop import fit
+from nfig.train.run import Run
 
 
 class Task:

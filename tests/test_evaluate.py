@@ -255,13 +255,13 @@ def test_there_is_one_psnr():
         for p in (root / 'nfig').rglob('*.py')
         if re.search(r'^ *def psnr\(', p.read_text(), re.M)
     ]
-    assert defined == ['pixels.py']
+    assert defined == ['tensors.py']
     by_hand = [
         p.name
         for p in (root / 'nfig').rglob('*.py')
         if re.search(r'log10\(4|4/.*log10', p.read_text())
     ]
-    assert by_hand == ['pixels.py']
+    assert by_hand == ['tensors.py']
 
 
 # What the commands of the docs print

@@ -201,7 +201,7 @@ generations = dict(
     exit=dict(stages=4),
 )
 for kind, sample in generations.items():
-    cases[f'generate_{kind}'] = lambda sample=sample: generation(get_preset('small'), **sample)
+    cases[f'generate_{kind}'] = lambda sample=sample: generation(get_preset('tiny'), **sample)
 cases['generate_256'] = lambda: generation(get_preset('var_d16', **small_cnn()))
 
 
