@@ -31,7 +31,7 @@ def can_pack(
         return False
     return w.dtype == torch.float32 or w.dtype == torch.bfloat16 and ops._is_mkldnn_bf16_supported()
 
-
+# %% ../../nbs/7_fast/72_packed.ipynb #3bb8ffb9
 def plain_linear(
     x: Tensor,  # (...,I)
     w: Tensor,  # (O,I)
@@ -44,10 +44,10 @@ def plain_linear(
 
 
 def packed_linear(
-    x: Tensor,
-    packed: Tensor,
-    b: Tensor,
-    gelu: bool,  # as above, with weights in oneDNN's own order
+    x: Tensor,  # (...,I)
+    packed: Tensor,  # the weights in oneDNN's own order
+    b: Tensor,  # (O,)
+    gelu: bool,  # GELU (tanh form) afterwards?
 ) -> Tensor:  # (...,O)
     "The same in one operation on packed weights; a private operator of PyTorch"
     return torch.ops.mkldnn._linear_pointwise(
@@ -59,7 +59,7 @@ def best_times(
     ways,  # functions without arguments that do the same
     rounds: int = 3,  # turns of each, after one that is not timed
 ) -> list:  # seconds, the shortest of each
-    "Race"
+    "How fast each is, measured in turn"
     times = [[] for _ in ways]
     for turn in range(rounds + 1):
         for way, seen in zip(ways, times):
@@ -69,7 +69,7 @@ def best_times(
                 seen.append(time.perf_counter() - began)
     return [min(t) for t in times]
 
-
+# %% ../../nbs/7_fast/72_packed.ipynb #e5c06c04
 @lru_cache
 def packing_pays(
     outputs: int,  # O
@@ -142,12 +142,10 @@ class FastBlock(nn.Module):
         log_scale: Tensor = None,  # (1,H,1,1) the heads' sharpness, not rounded; or its own
     ):
         super().__init__()
-        a = block.attn
-        zero = torch.zeros_like(block.attn.q_bias)
+        a, zero = block.attn, torch.zeros_like(block.attn.q_bias)
         sharp = (a.log_scale if log_scale is None else log_scale).detach().float()
         self.scale = sharp.clamp(max=log(100.0)).exp()  # float32: rounded, it would err by 1.6 %
-        self.ada = block.ada
-        self.heads = a.heads
+        self.ada, self.heads = block.ada, a.heads
         self.qkv = PackedLinear(a.qkv.weight, torch.cat([a.q_bias, zero, a.v_bias]))
         self.proj = PackedLinear(a.proj.weight, a.proj.bias)
         self.fc1 = PackedLinear(block.mlp[0].weight, block.mlp[0].bias, gelu=True)
@@ -155,9 +153,9 @@ class FastBlock(nn.Module):
 
     def before(
         self,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,  # (B,m,D), (B,1,D) twice
+        x: Tensor,  # (B,m,D) tokens
+        scale: Tensor,  # (B,1,D)
+        shift: Tensor,  # (B,1,D)
     ) -> tuple:  # queries, keys, values (B,H,m,d)
         "From tokens to what attention reads"
         q, k, v = (
@@ -167,6 +165,7 @@ class FastBlock(nn.Module):
         )
 
         def direction(t):
+            "What a vector is multiplied with to have length one"
             return 1 / torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=torch.float32).clamp(
                 min=1e-12
             )
@@ -175,12 +174,12 @@ class FastBlock(nn.Module):
 
     def after(
         self,
-        x: Tensor,
-        o: Tensor,
-        gate1: Tensor,
+        x: Tensor,  # (B,m,D) tokens
+        o: Tensor,  # (B,m,D) what attention found
+        gate1: Tensor,  # (B,1,D), as are the others
         gate2: Tensor,
         scale: Tensor,
-        shift: Tensor,  # tokens and what attention found, (B,m,D)
+        shift: Tensor,
     ) -> Tensor:  # (B,m,D)
         "Add what attention found, then the MLP"
         x = torch.addcmul(x, gate1, self.proj(o))
@@ -199,7 +198,7 @@ class FastBlock(nn.Module):
         q, k, v = before(self, x, s1, b1)
         return after(self, x, attend_all(q, *cache.append(block, k, v)), g1, g2, s2, b2)
 
-
+# %% ../../nbs/7_fast/72_packed.ipynb #71e28fa9
 @lru_cache
 def pieces(
     compiler: str = None,  # backend of torch.compile, or None
@@ -275,5 +274,6 @@ class FastTransformer:
         cache: KVCache,
         guidance=None,  # as for `NFIGTransformer.stage`
     ) -> Tensor:  # (B,s_i^2,K) logits
+        "One stage, without autograd"
         with torch.no_grad():
             return self.inner.stage(i, cond, x, cache, guidance)

@@ -25,8 +25,8 @@ def winograd_matrices(
     outputs: int = 4,  # outputs of a tile
     taps: int = 3,  # of the filter
 ) -> tuple:  # float64: A^T (outputs,n), G (n,taps), B^T (n,n) with n = outputs+taps-1
-    """The matrices of y = A^T[(G g) * (B^T d)] (Toom-Cook, transposed); ValueError if the points
-    are not n-1 different ones"""
+    """The matrices of y = A^T[(G g) * (B^T d)] (Toom-Cook, transposed), or a ValueError if the
+    points are not n-1 different ones"""
     n = outputs + taps - 1
     p = torch.tensor(points, dtype=torch.float64)
     if len(set(points)) != n - 1:
@@ -34,7 +34,8 @@ def winograd_matrices(
             f"{outputs} outputs of {taps} taps need {n - 1} different points, not {points}"
         )
 
-    def V(k):  # powers of the points, and of infinity
+    def V(k):
+        "Powers of the points, and of infinity"
         return torch.cat([torch.linalg.vander(p, N=k), torch.eye(k, dtype=torch.float64)[-1:]])
 
     return V(outputs).T, V(taps), torch.linalg.inv(V(n)).T
@@ -70,7 +71,7 @@ def transform_kernels(
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #e019dff6
 class Scratch:
-    """Named float32 memory for intermediate results; what was in it is overwritten. Not for two
+    """Named float32 memory for intermediate results, whose old content is overwritten. Not for two
     threads at once"""
 
     def __init__(self):
@@ -81,6 +82,7 @@ class Scratch:
         name: str,  # what it is for
         *shape,  # of the tensor wanted
     ) -> Tensor:  # uninitialised
+        "The first numbers of the memory of this name"
         n = math.prod(shape)
         with torch.inference_mode(False):  # so that it can be written to in any mode
             if name not in self.kept or self.kept[name].numel() < n:
@@ -138,7 +140,7 @@ def winograd_conv(
     add: bool = False,  # add to `out` instead of replacing it
 ) -> Tensor:  # `out`
     """3x3 convolution with stride 1 and padding 1 by Winograd's F(4x4,3x3) (Lavin and Gray
-    2016); no gradients"""
+    2016), without gradients"""
     outputs = U.shape[2]
     for b, r, e in blocks(x.shape):
         d = load_tiles(x[b], r, e, scratch, before and tuple(o[b] for o in before))
@@ -211,34 +213,25 @@ class FastResBlock(nn.Module):
         self.block, self.scratch = block, scratch
 
     @cached_property
-    def kernels(self):
-        return [
-            transform_kernels(c.weight) for c in (self.block.conv1, self.block.conv2)
-        ]  # when first needed, then kept
+    def kernels(self) -> list:  # of the two convolutions
+        "Transformed when first needed, then kept"
+        return [transform_kernels(c.weight) for c in (self.block.conv1, self.block.conv2)]
 
     def forward(self, x: Tensor) -> Tensor:  # (B,cin,h,w) -> (B,cout,h,w)
         "What the block gives; `x` is overwritten where Winograd's way is taken"
         m, s = self.block, self.scratch
-        cin = m.conv1.in_channels
-        cout = m.conv1.out_channels
+        cin, cout = m.conv1.in_channels, m.conv1.out_channels
         if not suits(x, min(cin, cout)):
             return m(x)
         x = x.contiguous(memory_format=torch.channels_last)
         v = x.permute(0, 2, 3, 1)  # (B,h,w,cin)
-        h = winograd_conv(
-            v,
-            self.kernels[0],
-            m.conv1.bias,
-            s('hidden', *v.shape[:3], cout),
-            s,
-            norm_scale(v, m.norm1, s),
-        )
-        out = (
-            m.nin_shortcut(x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        )  # x itself, or its 1x1 convolution
-        return winograd_conv(
-            h, self.kernels[1], m.conv2.bias, out, s, norm_scale(h, m.norm2, s), add=True
-        ).permute(0, 3, 1, 2)
+        first, second = self.kernels
+        hidden = s('hidden', *v.shape[:3], cout)
+        h = winograd_conv(v, first, m.conv1.bias, hidden, s, norm_scale(v, m.norm1, s))
+        # the shortcut: x itself, or its 1x1 convolution
+        out = m.nin_shortcut(x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        y = winograd_conv(h, second, m.conv2.bias, out, s, norm_scale(h, m.norm2, s), add=True)
+        return y.permute(0, 3, 1, 2)
 
 # %% ../../nbs/7_fast/71_winograd.ipynb #1a53f716
 class FastDownsample(nn.Module):
@@ -324,8 +317,8 @@ def replaced(
 def fast(
     model: nn.Module,  # a tokenizer, encoder or decoder; without CNNs it gains nothing
 ) -> nn.Module:  # in eval mode, for inference in float32 on a processor; not for saving or training
-    """A copy that shares the weights and needs a third of the multiplications; the weights'
-    memory becomes channels-last"""
+    """A copy that shares the weights and needs a third of the multiplications. The weights' memory
+    becomes channels-last"""
     memo = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     s = Scratch()
     by = {
