@@ -64,6 +64,7 @@ def to_device(
     return t.to(device, non_blocking=True)
 
 # %% ../../nbs/0_core/03_tensors.ipynb #212a2f65
+@lru_cache
 def native_bf16(
     device: torch.device,  # where it would run
 ) -> bool:
