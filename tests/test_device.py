@@ -12,6 +12,7 @@ from nfig.core.tensors import pick_device
 from nfig.fast.packed import FastTransformer
 from nfig.train.loop import check_finite
 from nfig.transformer.model import NFIGTransformer
+from nfig.transformer.sampling import filter_logits, sample_tokens
 
 libraries = torch.backends.cudnn, torch.backends.cuda.matmul
 
@@ -81,3 +82,23 @@ def test_networks_built_without_memory_leave_the_real_ones_alone():
         shape_only = Resampler(3, 11)
     assert shape_only.U.is_meta
     assert Resampler(3, 11).up(torch.ones(1, 1, 3, 3)).mean() == 1
+
+
+def test_removed_codes_are_never_sampled_whatever_the_sum_rounds_to(monkeypatch):
+    "A GPU adds in parallel: its running sum can step up by a rounding where nothing was added"
+    logits = torch.randn(1, 500, 4096, generator=torch.Generator().manual_seed(0))
+    kept = filter_logits(logits, top_k=50)
+    u = torch.rand(1, 500, generator=torch.Generator().manual_seed(1))
+    exact = sample_tokens(kept, u)
+    plain = torch.Tensor.cumsum
+
+    def rough(x, dim):
+        "The running sum, with roundings as a parallel scan leaves them, made large to be met"
+        noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(2))
+        return plain(x, dim) + 1e-3 * (noise - 0.5)
+
+    monkeypatch.setattr(torch.Tensor, 'cumsum', rough)
+    tokens = sample_tokens(kept, u)
+    assert kept.gather(-1, tokens[..., None]).isfinite().all()
+    monkeypatch.undo()
+    assert (sample_tokens(kept, u) == exact).all()

@@ -92,7 +92,9 @@ def sample_tokens(
     u: Tensor,  # (B,m) in [0,1)
 ) -> Tensor:  # (B,m) int64
     "Inverse of the cumulative distribution: the first code at which it exceeds `u`"
-    cdf = logits.float().softmax(-1).cumsum(-1)  # (B,m,K)
+    p = logits.float().softmax(-1)  # (B,m,K)
+    # a parallel sum rounds unevenly: a code that was left out gets the sum before it, and no room
+    cdf = p.cumsum(-1).masked_fill(p == 0, 0).cummax(-1).values
     total = cdf[..., -1:]
     below = torch.nextafter(total, torch.zeros_like(total))
     x = torch.minimum(u[..., None] * total, below)  # stays below the total
