@@ -70,7 +70,7 @@ def phi_index(
     n: int,  # stages
     phis: int,  # convolutions shared by them
 ) -> list:  # which one each stage uses
-    "The nearest of `phis` evenly spaced ticks for each stage (VAR's rule; the first one on ties)"
+    "The nearest of `phis` evenly spaced ticks for each stage (VAR's rule; ties by rounding)"
     with torch.device('cpu'):  # also while a model is built without memory, on `meta`
         ticks = torch.linspace(1 / 3 / phis, 1 - 1 / 3 / phis, phis, dtype=torch.float64)
         place = torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
