@@ -43,10 +43,13 @@ def walk(fast, batch, stages):
 
 
 def test_generation_compiles_twice_a_width():
-    "Eight widths, several numbers of tokens, two batch sizes: two graphs of each piece at most"
+    """Five widths, several numbers of tokens, two batch sizes: two graphs of each piece at most.
+
+    Together they are more than the eight after which Dynamo gives up by default
+    """
     counter = CompileCounter()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # never given up in silence
-        for heads in range(2, 10):
+        for heads in range(2, 7):
             grids = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
             config = TransformerConfig(grids, 32, 8, depth=2, width=8 * heads, heads=heads)
             fast = FastTransformer(NFIGTransformer(config).eval(), None, counter)

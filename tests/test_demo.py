@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from nfig.use.sample import demo
 from nfig.core.tensors import to_float
 from nfig.data.sources import load_data
 from nfig.transformer.pipeline import NFIGPipeline, bundled
@@ -60,19 +59,6 @@ def test_reconstructions_are_close(pipe, data):
     x = to_float(data.__getitems__(list(range(0, 5000, 50)))[0])
     psnr = 10 * torch.log10(4 / (pipe.reconstruct(x) - x).pow(2).mean())
     assert psnr > 20, f'{psnr:.1f} dB'
-
-
-def test_demo_leaves_pictures(tmp_path, capsys):
-    demo(out=str(tmp_path / 'demo'))
-    said = capsys.readouterr().out
-    for name in bundled():
-        for what in ('samples', 'growth'):
-            assert f'{name}-{what}.png' in said
-    files = list((tmp_path / 'demo').glob('*.png'))
-    assert len(files) >= 4 and all(f.stat().st_size > 5_000 for f in files)
-    assert {'fashion-mnist-reconstructions.png', 'fashion-mnist-neighbours.png'} <= {
-        f.name for f in files
-    }
 
 
 def test_history_is_bundled(pipe):

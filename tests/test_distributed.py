@@ -55,7 +55,7 @@ fitted = get_preset(
 )  # flips, crops, parts, gains, fitted bands
 gan = dict(gan=0.5, gan_start=0.2, lecam=0.1, accumulate=2, stage_dropout=0.3)
 critical = get_preset('tiny', train_tokenizer=short | gan)
-halved = get_preset('tiny', train_tokenizer=short | gan | dict(amp=True, steps=4))
+halved = get_preset('tiny', train_tokenizer=short | gan | dict(amp=True, steps=2))
 drawn = get_preset(
     'tiny', train=short | dict(accumulate=2), transformer=dict(label_drop=0.0, drop_path=0.0)
 )  # noise falls differently on shares
@@ -208,7 +208,8 @@ def test_half_precision_by_two_is_that_of_one(two, data, monkeypatch):
     folder, _ = two
     train_tokenizer(halved, data, folder / 'half1', **every)
     one, other = log(folder / 'half1'), log(folder / 'half2')
-    same(one[:2], other[:2], eps=2e-2)
+    assert 'critic' in one[0]
+    same(one, other, eps=2e-2)
 
 
 @pytest.mark.parametrize('way', ['copies', 'shards'])

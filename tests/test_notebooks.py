@@ -18,8 +18,18 @@ from nbdev.config import get_config
 root = Path(__file__).resolve().parent.parent
 skip_flags = get_config(path=root).tst_flags.split()
 processes = multiprocessing.get_context('forkserver')
+# nothing of ours; what ours needs besides costs each notebook a second
 processes.set_forkserver_preload(
-    ['torch', 'matplotlib.pyplot', 'nbdev.test', 'IPython', 'fastcore.test']
+    [
+        'torch',
+        'matplotlib.pyplot',
+        'nbdev.test',
+        'IPython',
+        'fastcore.test',
+        'pydantic.dataclasses',
+        'torch.distributed.checkpoint.state_dict',
+        'torch.distributed.fsdp',
+    ]
 )
 
 

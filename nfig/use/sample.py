@@ -119,11 +119,10 @@ def sample_set(
         return path
     folder, classes = path.with_suffix('.parts'), len(pipe.classes)
     files, todo = open_parts(folder, made, n, part, shard, 'npy')
-    left = sum(b - a for _, a, b in todo)
-    with tqdm(total=n, initial=n - left, unit='image', disable=not progress) as bar:
+    made_before = n - sum(b - a for _, a, b in todo)
+    with tqdm(total=n, initial=made_before, unit='image', disable=not progress) as bar:
         for file, a, b in todo:
-            labels = [j % classes for j in range(a, b)]
-            x = pipe(labels, seed=seed + a, batch_size=batch_size, **sample)
+            x = pipe([j % classes for j in range(a, b)], seed=seed + a, batch_size=batch_size, **sample)
             with replacing(file) as tmp, open(tmp, 'wb') as f:
                 np.save(f, to_bytes(x))
             bar.update(b - a)
@@ -178,9 +177,7 @@ def sample(
     if fast not in ('', 'fp32', 'bf16'):
         raise ValueError(f"fast={fast!r} given: say fp32 or bf16, or leave it out")
     if npz and labels:
-        raise ValueError(
-            "--labels and --npz given together: a set for an evaluator has all classes"
-        )
+        raise ValueError("--labels with --npz given: a set for an evaluator has all classes")
     pipe = open_pipeline(model)
     parts = settings(dict(sample=pipe.sample, run=DrawConfig()), changes=set)
     pipe.sample = overrule(parts['sample'], cfg_scale=cfg_scale, top_k=top_k)
