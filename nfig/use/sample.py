@@ -122,7 +122,8 @@ def sample_set(
     made_before = n - sum(b - a for _, a, b in todo)
     with tqdm(total=n, initial=made_before, unit='image', disable=not progress) as bar:
         for file, a, b in todo:
-            x = pipe([j % classes for j in range(a, b)], seed=seed + a, batch_size=batch_size, **sample)
+            labels = [j % classes for j in range(a, b)]
+            x = pipe(labels, seed=seed + a, batch_size=batch_size, **sample)
             with replacing(file) as tmp, open(tmp, 'wb') as f:
                 np.save(f, to_bytes(x))
             bar.update(b - a)
