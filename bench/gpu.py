@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,6 +72,16 @@ def fast_pipeline(
     )
 
 
+def counted(
+    name: str,  # what it does
+    batch: int,  # images of a call
+    flops: int,  # operations of an image, from `work`
+    fn,  # called without arguments
+) -> Part:
+    "Something to time in bfloat16 whose operations are known"
+    return Part(name, 'bf16', fn, batch, like=Part('', 'bf16', None, 1, flops=flops))
+
+
 def image_part(
     pipe: NFIGPipeline,  # fast
     batch: int,  # images at once
@@ -79,10 +90,7 @@ def image_part(
 ) -> Part:
     "Whole images, from classes to pixels"
     labels = some_labels(pipe, batch).tolist()
-    like = Part('', 'bf16', None, 1, flops=flops)
-    return Part(
-        'images', 'bf16', lambda: pipe(labels, batch_size=batch, **sample), batch, like=like
-    )
+    return counted('images', batch, flops, lambda: pipe(labels, batch_size=batch, **sample))
 
 
 def token_part(
@@ -91,16 +99,9 @@ def token_part(
     flops: int,  # operations of an image
 ) -> Part:
     "Tokens alone, which is what most published figures are of"
-    labels = some_labels(pipe, batch)
-    q = pipe.tokenizer.quantizer
-    like = Part('', 'bf16', None, 1, flops=flops)
-    return Part(
-        'tokens',
-        'bf16',
-        lambda: generate(pipe.transformer, q, labels, pipe.sample),
-        batch,
-        like=like,
-    )
+    labels, q = some_labels(pipe, batch), pipe.tokenizer.quantizer
+    draw = partial(generate, pipe.transformer, q, labels, pipe.sample)
+    return counted('tokens', batch, flops, draw)
 
 
 def decoder_part(
@@ -111,8 +112,7 @@ def decoder_part(
     "Latents to pixels"
     c = pipe.tokenizer.config
     f_hat = torch.randn(batch, c.latent_dim, c.side, c.side, device=pipe.device)
-    like = Part('', 'bf16', None, 1, flops=flops)
-    return Part('decoder', 'bf16', lambda: pipe.decode_latent(f_hat), batch, like=like)
+    return counted('decoder', batch, flops, lambda: pipe.decode_latent(f_hat))
 
 
 def training_part(
@@ -128,15 +128,12 @@ def training_part(
     tokens = torch.randint(e.tokenizer.codebook_size, (1, batch, e.tokenizer.tokens)).short()
     settings = replace(e.train, batch_size=batch, steps=1_000, epochs=0, accumulate=1, **cfg)
     task = TransformerTask(pipe, tokens, torch.arange(batch) % e.transformer.classes, settings)
-    like = Part('', 'bf16', None, batch, flops=flops * batch)
-    return Part('training step', 'bf16', lambda: task.step(1), batch, like=like)
+    return counted('training step', batch, flops, lambda: task.step(1))
 
 
 def waiting(seconds: int) -> Part:
     "A row that only takes time, to try the limits"
-    return Part(
-        'waiting', 'bf16', lambda: time.sleep(seconds), 1, like=Part('', '', None, 1, flops=1)
-    )
+    return counted('waiting', 1, 1, lambda: time.sleep(seconds))
 
 
 makers = {  # kind of row -> (experiment, batch, device, operations of an image) -> `Part`
