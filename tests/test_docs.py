@@ -115,9 +115,15 @@ def test_pages_open_without_errors(project, tmp_path):
             lambda m: wrong.append(f'{page.url}: {m.text}') if m.type == 'error' else None,
         )
         page.on('pageerror', lambda e: wrong.append(f'{page.url}: {e}'))
+        page.set_viewport_size(dict(width=1366, height=900))  # a laptop's: code is not cut off
+        cut = "p => p.filter(e => e.scrollWidth > e.clientWidth + 2).length"
+        wide = []
         for p in pages(project):
-            page.goto(f'{url}/{p.relative_to(project / "_docs")}')
-        assert not outside and not wrong
+            name = p.relative_to(project / '_docs').as_posix()
+            page.goto(f'{url}/{name}')
+            if page.locator('main .sourceCode pre').evaluate_all(cut):
+                wide.append(name)
+        assert not outside and not wrong and not wide
 
         page.goto(f'{url}/1_bands/frequency.html')
         page.locator('.katex').first.wait_for()
