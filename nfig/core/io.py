@@ -130,19 +130,11 @@ def checksum(
     path,  # a file
 ) -> str:  # 64 hex digits
     "SHA-256 of a file's content"
+    digest = hashlib.sha256()
     with open(path, 'rb') as f:
-        return (
-            hashlib.file_digest(f, 'sha256').hexdigest()
-            if hasattr(hashlib, 'file_digest')
-            else _digest(f)
-        )
-
-
-def _digest(f):  # for Python 3.10
-    h = hashlib.sha256()
-    while block := f.read(1 << 20):
-        h.update(block)
-    return h.hexdigest()
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(

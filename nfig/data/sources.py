@@ -205,8 +205,7 @@ def load_listed(
     size: int = None,  # side in pixels; None: the images' own
 ) -> ImageData:
     "Images that a table names, with the classes it gives. ValueError if it names none of them"
-    rows = read_rows(table)
-    if not rows:
+    if not (rows := read_rows(table)):
         raise ValueError(f"{table} has no rows: each names a file and its class")
     file, label = table_columns(list(rows[0]), table)
     if label is None:
@@ -240,8 +239,7 @@ def load_folder(
     "Images of a folder. FileNotFoundError or ValueError say what is missing"
     whole = unwrapped(Path(root))
     root = split_folder(whole, split)
-    table = find_table(root, whole)
-    if table:
+    if table := find_table(root, whole):
         return load_listed(root, table, size)
     top = visible(root)
     folders = [p for p in top if p.is_dir()]
@@ -252,11 +250,9 @@ def load_folder(
                 f"{root} holds no table of its images' classes, so they cannot be held out"
             )
         name = whole.name if root != whole else root.name
-        return (
-            from_files(loose, [0] * len(loose), [name], size)
-            if loose
-            else _nothing_in(root, [root])
-        )
+        if not loose:
+            _nothing_in(root, [root])
+        return from_files(loose, [0] * len(loose), [name], size)
     found = [files_below(d) for d in folders]
     empty = [d for d, files in zip(folders, found) if not files]
     if empty:

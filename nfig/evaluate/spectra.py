@@ -98,15 +98,13 @@ def compare_spectra(
     means = [v.double().mean(0) for v in (p, q)]
 
     def inside(values):
+        "Lower and upper limit"
         return [o.tolist() for o in confidence_interval(values, level)]
 
     low, high = inside(log_ratio(P, Q, floor))
     distances = torch.tensor([log_distance(u, v, floor) for u, v in zip(P, Q)], dtype=torch.float64)
     slopes = [torch.tensor([slope_of(o) for o in d[:100]], dtype=torch.float64) for d in (P, Q)]
-    return dict(
-        images=[len(p), len(q)],
-        side=side,
-        level=level,
+    return dict(images=[len(p), len(q)], side=side, level=level) | dict(
         power=[m.tolist() for m in means],
         ratio=log_ratio(*means, floor).tolist(),
         ratio_low=low,
