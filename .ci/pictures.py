@@ -1,4 +1,4 @@
-"""The pictures of the whole that lessons and README show, drawn by code into nbs/images/.
+"""Pictures that lessons and README show, drawn by code into nbs/images/: the whole, and its growth.
 
     .venv/bin/python .ci/pictures.py
 
@@ -13,8 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from PIL import Image, ImageDraw, ImageFont
 
 from nfig.core.io import assets
+from nfig.core.tensors import to_pil
+from nfig.transformer.pipeline import NFIGPipeline
 
 images = Path(__file__).resolve().parent.parent / 'nbs' / 'images'
 
@@ -226,8 +229,29 @@ def draw_tensors() -> Figure:
     return fig
 
 
+def draw_growth(path: Path, seed: int = 0):
+    "An animated picture: a garment of every class after each grid, and how many tokens that took"
+    pipe = NFIGPipeline.from_pretrained('fashion-mnist')
+    scales = pipe.tokenizer.config.scales
+    frames, tokens = [], 0
+    for side, pictures in zip(scales, pipe.partials(list(range(10)), seed=seed)):
+        tokens += side * side
+        tiles = [o.resize((128, 128), Image.Resampling.NEAREST) for o in to_pil(pictures)]
+        frame = Image.new('L', (5 * 132, 2 * 132 + 36))
+        for i, tile in enumerate(tiles):
+            frame.paste(tile.convert('L'), (2 + 132 * (i % 5), 2 + 132 * (i // 5)))
+        said = f'{tokens} token{"s" if tokens > 1 else ""} of {sum(s * s for s in scales)}'
+        middle = (frame.width // 2, frame.height - 18)
+        pen = ImageDraw.Draw(frame)
+        pen.text(middle, said, fill=200, font=ImageFont.load_default(22), anchor='mm')
+        frames.append(frame)
+    times = [1000] * (len(frames) - 1) + [3000]  # milliseconds
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
 def main():
     "Draw all of them"
+    draw_growth(images / 'growth.gif')
     stored = np.load(assets / 'fashion-mnist-5k.npz')
     boot = np.pad(stored['images'][np.argmax(stored['labels'] == 9)] / 255, 2)
     draw_whole(boot).savefig(images / 'whole.png', dpi=140)
