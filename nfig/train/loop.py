@@ -185,16 +185,16 @@ class Skips:
     ):
         self.limit, self.total, self.row = limit, total, row
 
-    def step(
+    @contextmanager
+    def around(
         self,
-        task,  # `step(k)`, and `buffers()` if steps may be left out
-        k: int,  # step, from 0
-    ) -> dict:  # what the step returned; None if it was left out
-        "A step of the task; FloatingPointError if it fails and may not be left out"
+        task,  # with `buffers()`, if steps may be left out
+    ):
+        "Leave out the step inside if it is not finite; FloatingPointError if that may not be"
         live = list(task.buffers()) if self.limit else []
         kept = [b.clone() for b in live]
         try:
-            values = task.step(k)
+            yield
         except FloatingPointError as e:
             forgiven = isinstance(e, ScaleTooLarge)
             if not forgiven and self.row >= self.limit:
@@ -203,9 +203,8 @@ class Skips:
                 b.copy_(old)
             self.row += not forgiven
             self.total += not forgiven
-            return None
-        self.row = 0
-        return values
+        else:
+            self.row = 0
 
 
 class ScaleTooLarge(FloatingPointError):
@@ -540,7 +539,9 @@ def fit(
     with run, run.noting_failure(), noting_signals(signal.SIGTERM, signal.SIGUSR1) as noted:
         for k in range(start, stop):
             seed_step(seed, k)
-            values, done = skips.step(task, k), k + 1
+            done, values = k + 1, None
+            with skips.around(task):
+                values = task.step(k)
             report.step(done, values, done % log_every == 0 or done == total, skips.total)
             seen = done % preview_every == 0 or done == total
             best = seen and show(task, run, done, score)

@@ -180,21 +180,6 @@ class TransformerTask(TransformerState):
         ce = F.cross_entropy(logits.float().flatten(0, 1), t.flatten(), **how).view_as(t)  # (B,L)
         return ce.mean(), torch.stack([o.mean() for o in ce.detach().split(self.split, 1)])
 
-    def parts(
-        self,
-        tokens: Tensor,  # (b,L) this process's part of the batch
-        labels: Tensor,  # (b,)
-    ) -> dict:  # loss and stage_loss, means over the batch
-        "Gradients of a batch, part by part"
-        n, seen = self.cfg.accumulate, []
-        for i, (t, y) in enumerate(zip(tokens.chunk(n), labels.chunk(n))):
-            with gradient_sync(self.net, i == n - 1):
-                loss, stages = self.loss(self.net, t, y)
-                (loss * (self.scaler.value / n)).backward()
-                seen.append((loss.detach(), stages))
-        loss, stages = (torch.stack(v).mean(0) for v in zip(*seen))
-        return dict(loss=loss, stage_loss=stages)
-
 # %% ../../nbs/5_train/56_transformer.ipynb #41fcb870
 @patch
 def rows(
@@ -213,7 +198,7 @@ def step(
     self: TransformerTask,
     k: int,  # step, from 0
 ) -> dict:  # numbers for the log
-    "One optimiser step"
+    "One optimiser step: gradients of the batch, part by part, and what they move"
     if self.order is None:
         self.order = self.rows(k)
     self.model.train()
@@ -222,7 +207,14 @@ def step(
     self.opt.zero_grad()
     if not isinstance(self.tokens, FreshTokens):  # here, where looking at values costs nothing
         check_tokens(self.q, list(tokens.split(self.split, 1)))
-    values = mean_values(self.parts(tokens, labels))
+    n, seen = self.cfg.accumulate, []
+    for i, (t, y) in enumerate(zip(tokens.chunk(n), labels.chunk(n))):
+        with gradient_sync(self.net, i == n - 1):
+            loss, stages = self.loss(self.net, t, y)
+            (loss * (self.scaler.value / n)).backward()
+            seen.append((loss.detach(), stages))
+    loss, stages = (torch.stack(v).mean(0) for v in zip(*seen))
+    values = mean_values(dict(loss=loss, stage_loss=stages))
     self.scaler.unscale(self.model.parameters())
     norm = clip_gradients(self.model, self.cfg.clip)
     self.scaler.check(dict(loss=values['loss'], grad_norm=norm), k)
