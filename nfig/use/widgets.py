@@ -366,7 +366,8 @@ class Instrument(anywidget.AnyWidget):
         crisp = 'pixelated' if self.kind in ('grow', 'tokenize') else 'auto'
         return (
             f'<figure class="nfig-instrument" data-kind="{self.kind}" data-options="{options}">'
-            f'<img src="{self.poster}" alt="{escape(self.alt)}" style="image-rendering:{crisp}">'
+            f'<img src="{self.poster}" alt="{escape(self.alt)}" '
+            f'style="max-width:100%; image-rendering:{crisp}">'
             f'<figcaption>{escape(self.alt)}</figcaption>'
             '<button type="button" hidden onclick="nfigStart(this)">▶ Play with it</button>'
             f'{start_script}</figure>'
