@@ -71,6 +71,7 @@ def pytest_runtest_setup(item):
 slow_first = ('slurm', 'distributed', 'kills', 'docs', 'widgets', 'faults', 'demo')
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """With pytest-xdist: a file's tests share a worker, and so their fixtures.
 

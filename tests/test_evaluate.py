@@ -248,6 +248,30 @@ def test_sfid_is_the_distance_of_spatial_features():
     assert m['sFID-40'] == pytest.approx(frechet_distance(f, g), rel=1e-5)
 
 
+def test_a_generator_may_be_measured_with_fast_kernels(tmp_path, monkeypatch):
+    "The same images are compared, the report says how they were drawn, and files cannot be sped up"
+    from nfig.use import evaluate
+
+    drawn = []
+
+    def compare(images, *args, **how):
+        drawn.append(images.__getitems__(range(12))[0])
+        return {}
+
+    monkeypatch.setattr(evaluate, 'evaluate_samples', compare)
+    monkeypatch.setattr(evaluate, 'build_extractor', lambda *a: torch.nn.Identity())
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / 'real.npz', arr_0=images)
+    args = dict(data=tmp_path / 'real.npz', n=12, device='cpu')
+    for fast in ('', 'fp32'):
+        evaluate.generator_report('fashion-mnist', **args, fast=fast)
+    plain, quick = drawn
+    same = (plain.int() - quick.int()).abs().flatten(1).amax(1) <= 1
+    assert same.sum() >= 10  # a token may fall the other way where two codes are equally near
+    with pytest.raises(ValueError, match='no model that draws'):
+        evaluate.generator_report(tmp_path / 'real.npz', **args, fast='fp32')
+
+
 def test_there_is_one_psnr():
     "The log's, the evaluation's and the figures' PSNR are one function"
     defined = [

@@ -42,7 +42,7 @@ from nfig.evaluate.tokenizer import (
     tokenizer_report,
 )
 from ..tokenizer.features import build_extractor
-from .sample import open_pipeline, parse_labels
+from .sample import Speed, made_fast, open_pipeline, parse_labels
 
 # %% ../../nbs/8_use/85_evaluate.ipynb #263f7de8
 def size_of(
@@ -68,6 +68,7 @@ def generator_report(
     weights=None,  # Inception's
     device=None,  # 'cpu', 'cuda:0', ...
     sample=None,  # dict of settings of the pipeline, as cfg_scale
+    fast: Speed = '',  # kernels that draw; ValueError if images are there already
     **how,  # folder, neighbours, shard, size, batch, progress
 ) -> dict:  # plain data; None if other shards have parts to do
     "Load or draw samples and compare them with real images"
@@ -75,12 +76,15 @@ def generator_report(
     network = build_extractor(extractor, weights).to(device)
     images = open_samples(model, n, seed, device, **sample)
     reference = open_images(data, images.size, split)
-    m = evaluate_samples(images, reference, network, n=n, device=device, **how)
     pipe = getattr(images, 'pipe', None)
     more = {}
     if pipe:
         parameters = sum(p.numel() for p in pipe.transformer.parameters())
-        more = dict(parameters=parameters, sample=vars(pipe.settings(**sample)))
+        more = dict(parameters=parameters, sample=vars(pipe.settings(**sample)), fast=fast)
+        images.pipe = made_fast(pipe, fast)
+    elif fast:
+        raise ValueError(f"fast={fast} given, but {model} is no model that draws: leave it out")
+    m = evaluate_samples(images, reference, network, n=n, device=device, **how)
     where = dict(data=str(data), split=split, seed=seed)
     return m and m | dict(
         about=about('nfig_evaluate', **where, **size_of(Path(str(model))), **more)
@@ -107,6 +111,7 @@ class MeasureConfig:
     vgg: str | None = None  # file of VGG-16 weights for LPIPS (tokenizer)
     part: Count = 1000  # images a part: what is lost at most when it is killed
     batch_size: Count = 50  # images at a time
+    fast: Speed = ''  # fp32 or bf16: kernels that draw a generator's images
 
 
 def changed_fields(
@@ -129,7 +134,7 @@ def report(
     how = dict(weights=run.weights, size=run.part, batch=run.batch_size) | where
     if what == 'generator':
         how['split'] = how['split'] or 'train'
-        return generator_report(sample=sample, **how)
+        return generator_report(sample=sample, fast=run.fast, **how)
     how['split'] = how['split'] or 'test'
     for name in ('seed', 'neighbours'):
         how.pop(name, None)
