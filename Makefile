@@ -27,7 +27,7 @@ explore: $(STAMP) ## sliders over bands, stages and tokens, as an app in the bro
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/voila nbs/explore.ipynb
 
 test: $(STAMP) ## every notebook and everything in tests/
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder tests
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n auto --no-loadscope-reorder tests
 
 bench: $(STAMP) ## seconds and GFLOP/s at paper scale on this machine, and how they grow
 	@$(BIN)/python -m bench.generate && $(BIN)/python -m bench.scaling

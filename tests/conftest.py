@@ -71,19 +71,30 @@ def pytest_runtest_setup(item):
 slow_first = ('slurm', 'distributed', 'kills', 'docs', 'widgets', 'faults', 'demo')
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """With pytest-xdist: a file's tests share a worker, and so their fixtures.
 
     Notebooks and what is tested of the package go wherever there is room
     """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        "Tests by file, but for two files"
+
+        def _split_scope(self, nodeid):
+            file = nodeid.split('::')[0]
+            return nodeid if file.endswith(('test_notebooks.py', 'test_package.py')) else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    "What takes longest starts first"
 
     def of(item):
         return item.path.stem.removeprefix('test_')
 
-    for item in items:
-        if of(item) not in ('notebooks', 'package'):
-            item.add_marker(pytest.mark.xdist_group(of(item)))
     items.sort(
         key=lambda item: slow_first.index(of(item)) if of(item) in slow_first else len(slow_first)
     )
