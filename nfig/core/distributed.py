@@ -9,6 +9,7 @@ __all__ = ['world', 'init_distributed', 'main_process_first', 'from_first', 'any
            'load_moments']
 
 # %% ../../nbs/0_core/04_distributed.ipynb #adf408a1
+import gc
 import os
 import torch
 import torch.distributed as dist
@@ -95,11 +96,14 @@ def any_of(
 
 
 def destroy_distributed() -> bool:  # was this the first process?
-    "Leave the group of processes, if there is one; says whether this was the first"
+    "Wait for the others and leave the group, if there is one; says whether this was the first"
     first = world()[0] == 0
     if world()[1] > 1:
+        # together: who closes the connection while another still talks ends it by an abort
+        dist.barrier(_patient())
         dist.destroy_process_group()
         _patient.cache_clear()
+        gc.collect()  # groups in a cycle would be closed while Python itself shuts down
     return first
 
 # %% ../../nbs/0_core/04_distributed.ipynb #ff6143a5
