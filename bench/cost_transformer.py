@@ -10,7 +10,8 @@ from nfig.core.presets import Experiment, get_preset
 from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.transformer.model import NFIGTransformer
-from bench.generate import count_flops, train_flops
+from nfig.train.status import train_flops
+from bench.generate import count_flops
 
 
 def train_work(
@@ -19,7 +20,9 @@ def train_work(
     "What a training step takes for each image, counted without computing anything"
     with torch.device('meta'):
         parameters = sum(p.numel() for p in NFIGTransformer(e.transformer).parameters())
-    return dict(preset=e.name, parameters=parameters, gflop=round(train_flops(e) / 1e9, 3))
+    return dict(
+        preset=e.name, parameters=parameters, gflop=round(train_flops(e.transformer) / 1e9, 3)
+    )
 
 
 @dataclass(frozen=True)

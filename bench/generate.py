@@ -50,17 +50,6 @@ def count_flops(
     return m.get_total_flops()
 
 
-def train_flops(
-    e: Experiment,  # whose transformer
-) -> int:  # operations of the forward and backward pass, for one image
-    "What a training step takes, counted on shapes alone"
-    with torch.device('meta'):
-        t = NFIGTransformer(e.transformer).train()
-        labels = torch.zeros(1, dtype=torch.int64)
-        x = torch.zeros(1, t.ends[-1] - t.ends[0], e.transformer.latent_dim)
-        return count_flops(lambda: t(labels, x).sum().backward())
-
-
 @dataclass(eq=False)
 class Part:
     "Something to time, and what came out"

@@ -27,11 +27,11 @@ from bench.generate import (
     row,
     some_labels,
     table,
-    train_flops,
 )
 from nfig.core.presets import Experiment
 from nfig.core.record import about, write_result
 from nfig.tokenizer.frvae import build_decoder, build_tokenizer
+from nfig.train.status import train_flops
 from nfig.train.transformer import TransformerTask
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline, generate
@@ -58,7 +58,7 @@ def work(
 
         with torch.no_grad():
             generate = count_flops(stages)
-    return dict(generate=generate, decode=decode, train=train_flops(e))
+    return dict(generate=generate, decode=decode, train=train_flops(e.transformer))
 
 
 def fast_pipeline(
