@@ -6,11 +6,11 @@
 __all__ = ['paper_scales', 'large', 'var_cnn', 'xqgan_vit', 'whole', 'one_scale', 'tiny_tok', 'small_tok', 'narrow_tok',
            'squares', 'patches_tok', 'garment_tok', 'emoji_tok', 'paper_tok', 'var_tok', 'xqgan_tok', 'tiny_tok_run',
            'small_tok_run', 'narrow_tok_run', 'garment_tok_run', 'emoji_tok_run', 'rate', 'critic', 'paper_tok_run',
-           'prefixes', 'xqgan_tok_run', 'var_tok_run', 'tiny_run', 'small_run', 'narrow_run', 'speedrun_tok_run',
-           'speedrun_run', 'views', 'paper_run', 'var_run', 'var_runs', 'var_gates', 'small_sample', 'paper_sample',
-           'var_sample', 'narrow', 'small_rows', 'sizes', 'paper_rows', 'var_rows', 'pixels_512', 'd36', 'xqgan_rows',
-           'tiny_raster', 'small_raster', 'large_raster', 'by_token', 'raster_rows', 'presets',
-           'paper_tokenizer_origins', 'var_origins', 'Experiment', 'experiment', 'paper_row', 'get_preset',
+           'prefixes', 'xqgan_tok_run', 'var_tok_run', 'tiny_run', 'small_run', 'emoji_run', 'narrow_run',
+           'speedrun_tok_run', 'speedrun_run', 'views', 'paper_run', 'var_run', 'var_runs', 'var_gates', 'small_sample',
+           'paper_sample', 'var_sample', 'narrow', 'lighter', 'small_rows', 'sizes', 'paper_rows', 'var_rows',
+           'pixels_512', 'd36', 'xqgan_rows', 'tiny_raster', 'small_raster', 'large_raster', 'by_token', 'raster_rows',
+           'presets', 'paper_tokenizer_origins', 'var_origins', 'Experiment', 'experiment', 'paper_row', 'get_preset',
            'scales_for', 'resized']
 
 # %% ../../nbs/0_core/08_presets.ipynb #2fb54d63
@@ -70,9 +70,9 @@ narrow_tok = replace(small_tok, stem=2, width=32, multipliers=(1, 2))
 # the control: all that is fitted is a codebook
 squares = dict(encoder='patches', decoder='patches', stem=4, latent_norm=False, quant_conv=1)
 patches_tok = replace(small_tok, **squares, phi=0)
-# the bundled Fashion-MNIST model, and the bundled model in colour
+# the bundled Fashion-MNIST model; a model in colour for some thousand pictures, half as large
 garment_tok = replace(small_tok, stem=2, width=64, multipliers=(1, 2))
-emoji_tok = replace(small_tok, image_size=64, stem=2)
+emoji_tok = replace(small_tok, image_size=64, stem=2, multipliers=(1, 2, 2))
 paper_tok = TokenizerConfig(**large, **xqgan_vit, division='paper')
 var_tok = TokenizerConfig(**large, **var_cnn, **whole)
 xqgan_tok = replace(paper_tok, **whole, metric='cosine')
@@ -108,6 +108,7 @@ var_tok_run = replace(
 # %% ../../nbs/0_core/08_presets.ipynb #eb8dfb1d
 tiny_run = TransformerTraining(steps=60, batch_size=32, lr=2e-3, ema=0.9)
 small_run = TransformerTraining(steps=3_600, flip=False)
+emoji_run = replace(small_run, steps=2_400, flip=True)
 narrow_run = TransformerTraining(steps=1_500, lr=2e-3, ema=0.995, flip=False)
 speedrun_tok_run = replace(narrow_tok_run, stage_dropout=0.5, stage_dropout_end=0.1)
 speedrun_run = replace(narrow_run, steps=3_000)
@@ -131,6 +132,7 @@ var_sample = SampleConfig(cfg_scale=1.5, top_k=900, top_p=0.96)
 
 # %% ../../nbs/0_core/08_presets.ipynb #e18c8d6f
 narrow = dict(depth=3, width=128, heads=4)
+lighter = dict(width=192, heads=3, classes=12)
 small_rows = [
     experiment('tiny', tiny_tok, tiny_tok_run, tiny_run, SampleConfig(), depth=2),
     experiment('small', small_tok, small_tok_run, small_run, small_sample),
@@ -138,7 +140,7 @@ small_rows = [
     experiment('narrow', narrow_tok, narrow_tok_run, narrow_run, SampleConfig(), **narrow),
     experiment('speedrun', narrow_tok, speedrun_tok_run, speedrun_run, SampleConfig(), **narrow),
     experiment('garments', garment_tok, garment_tok_run, small_run, small_sample),
-    experiment('emoji', emoji_tok, emoji_tok_run, small_run, small_sample, classes=12),
+    experiment('emoji', emoji_tok, emoji_tok_run, emoji_run, small_sample, **lighter),
 ]
 
 
