@@ -1,6 +1,9 @@
 "The benchmark as a command: what it prints and what it keeps. No test asserts a time."
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,3 +57,27 @@ def test_a_row_that_fails_or_hangs_costs_itself(tmp_path):
     bench_gpu(**how, budget=0)
     saved = json.loads((tmp_path / 'bench_gpu_trial.json').read_text())
     assert saved['rows'] == [] and saved['left_out'] == rows
+
+
+stand_in = '''#!/bin/bash
+# in place of Python: notes what was asked for; growth hangs, the GPU's tests fail
+echo "$(basename "$0") $*" >> "$(dirname "$0")/asked.txt"
+case "$*" in
+  *bench.scaling*) sleep 60 ;;
+  *"-m pytest"*) exit 3 ;;
+esac
+'''
+
+
+def test_a_step_that_fails_or_hangs_costs_a_lease_only_itself(tmp_path):
+    for name in ('python', 'nfig_sample'):
+        (tmp_path / name).write_text(stand_in)
+        (tmp_path / name).chmod(0o755)
+    how = dict(PY=f'{tmp_path}/python', DEVICE='cpu', SHARE='1', OUT=str(tmp_path))
+    script = Path(__file__).parents[1] / 'bench' / 'h100.sh'
+    r = subprocess.run(['bash', script], env=os.environ | how, capture_output=True, text=True)
+    asked = (tmp_path / 'asked.txt').read_text().splitlines()
+    wanted_first = ['python -m bench.gpu', 'python -m pytest', 'python -m bench.scaling']
+    assert [a.startswith(w) for a, w in zip(asked, [*wanted_first, 'nfig_sample'])] == [True] * 4
+    assert 'failed: tests (status 3)' in r.stdout and 'failed: growth (status 124)' in r.stdout
+    assert (r.returncode, r.stdout.count('failed:')) == (1, 2), r.stderr
