@@ -62,6 +62,47 @@ def test_help_lists_every_field(capsys):
     assert 'sample.temperature' in out and 'run.save_every=' in out
 
 
+asked = {
+    'train.clip': 0.5,
+    'train.ema': 0.9,
+    'train.crop': 'xqgan',
+    'train.gan_start': 0.2,
+    'train.warmup': 0.1,
+    'train.weight_decay': 0.2,
+    'train.schedule': 'linear',
+    'tokenizer.beta': 0.1,
+    'tokenizer.metric': 'cosine',
+    'tokenizer.latent_norm': False,
+    'tokenizer.codebook_size': 64,
+}
+
+
+@pytest.mark.parametrize('way', ['--set', '--config'])
+def test_settings_reach_the_trainer(way, capsys, tmp_path, monkeypatch):
+    "By single fields and from a file; before, most had no flag. Checkpoints go by time"
+    from nfig.use import train
+
+    told = []
+    monkeypatch.setattr(
+        train.tokenizer_trainer, 'train_tokenizer', lambda e, *a, **how: told.append((e, how))
+    )
+    values = [f'{name}={json.dumps(value)}' for name, value in asked.items()]
+    if way == '--config':
+        sections = {}
+        for name, value in asked.items():
+            part, _, field = name.partition('.')
+            sections.setdefault(part, {})[field] = value
+        (tmp_path / 'c.json').write_text(json.dumps(sections))
+        values = [str(tmp_path / 'c.json')]
+    line = f'nfig_train_tokenizer --data fashion-mnist-5k --out {tmp_path}/run {way}'
+    status, _, err = typed(capsys, ' '.join([line, *values]).replace('"', ''))
+    assert status == 0, err
+    ((e, how),) = told
+    parts = dict(train=e.train_tokenizer, tokenizer=e.tokenizer)
+    found = {name: getattr(parts[name.split('.')[0]], name.split('.')[1]) for name in asked}
+    assert found == asked and (how['save_every'], how['save_minutes']) == (0, 10.0)
+
+
 wrong = {
     'nfig_train_tokenizer --preset smal': "Did you mean 'small'",
     'nfig_train_tokenizer --prest small': 'Did you mean --preset?',

@@ -1,5 +1,6 @@
 "Training squares: as sharp as the photographs, new each epoch, no setting that does nothing"
 
+import io
 from dataclasses import replace
 from itertools import islice
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nfig.core.presets import get_preset
-from nfig.data.images import crop_ways, cut_square
+from nfig.data.images import crop_ways, cut_square, decode, draw_views
 from nfig.data.sets import ImageData, loader
 from nfig.data.shards import StreamData
 from nfig.data.sources import from_arrays, load_data, square
@@ -100,6 +101,40 @@ def test_a_picture_is_enlarged_only_if_it_is_smaller(view, shape, monkeypatch):
     assert all(side >= size - 1e-6 or min(shape) < size for side in sides)
 
 
+def test_a_square_may_lie_anywhere_in_the_picture():
+    "Before, the middle square was taken first, and what lies beside it was never seen"
+    wide = Image.new('RGB', (300, 100), 'red')
+    wide.paste('blue', (0, 0, 80, 100))
+    wide.paste('lime', (220, 0, 300, 100))
+    for turned in (False, True):
+        im = wide.transpose(Image.Transpose.ROTATE_270) if turned else wide
+        for at, colour in {0.0: [0, 0, 255], 0.5: [255, 0, 0], 1.0: [0, 255, 0]}.items():
+            view = (1.125, 0.5, at) if turned else (1.125, at, 0.5)
+            assert np.asarray(cut_square(im, size, view))[32, 32].tolist() == colour
+
+
+def test_a_photograph_is_decoded_large_enough_to_cut_from():
+    "A JPEG may be decoded smaller, but not as small as the square: nothing could be cut then"
+    im = Image.fromarray(photographs.astronaut())  # 512 pixels, eight squares
+    files = io.BytesIO(), io.BytesIO()
+    im.save(files[0], 'PNG')
+    im.save(files[1], 'JPEG', quality=95)
+    views = torch.tensor([[1.25, 0.0, 1.0], [1.125, 1.0, 0.0]])
+    plain, drafted = (decode(f.getvalue(), size, views).float() for f in files)
+    assert (plain - drafted).abs().mean() < 3
+
+
+def test_a_stream_is_cut_at_random_too():
+    "The squares of step 5 are those that were drawn for it"
+    pictures = [torch.randint(256, (3, 40, 56), dtype=torch.uint8) for _ in range(8)]
+    files = [png(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pictures]
+    data = StreamData(lambda seed, epoch: ((f, 0, 'picture') for f in files), 8, 32)
+    x, _ = next(data.stream(4, seed=3, start_step=5, workers=1, crop='var'))
+    views = draw_views('var', 4, (3, 5))
+    assert torch.equal(x, torch.stack([decode(f, 32, v) for f, v in zip(files[4:], views)]))
+    assert (x.float() - torch.stack([decode(f, 32) for f in files[4:]])).abs().mean() > 10
+
+
 def test_squares_of_a_step_depend_on_seed_and_step_only(photos):
     data = load_data(photos, size)
     assert not data.lazy
@@ -126,8 +161,6 @@ def test_no_room_for_a_crop_is_an_error(kind, tmp_path, tok):
 
 def png(im):
     "The bytes of a PNG"
-    import io
-
     buffer = io.BytesIO()
     im.save(buffer, 'PNG')
     return buffer.getvalue()

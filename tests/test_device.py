@@ -8,9 +8,10 @@ import torch
 
 from nfig.bands.frequency import precise
 from nfig.core.presets import get_preset
-from nfig.core.tensors import pick_device
+from nfig.core.tensors import pick_device, to_device
 from nfig.fast.packed import FastTransformer
-from nfig.train.loop import check_finite
+from nfig.train.loop import check_finite, start_run
+from nfig.train.run import Run
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.sampling import filter_logits, sample_tokens
 
@@ -45,6 +46,32 @@ def test_full_precision_has_no_tf32(tf32, fails):
 def test_full_precision_on_a_processor_touches_no_gpu_setting(tf32):
     with precise(torch.ones(1)):
         assert [o.allow_tf32 for o in libraries] == [True, True]
+
+
+def test_training_on_a_gpu_rounds_factors_of_products(tf32, tmp_path):
+    "Before, TF32 was never switched on"
+    for o in libraries:
+        o.allow_tf32 = False
+    with Run(tmp_path) as run:
+        start_run(SimpleNamespace(device=torch.device('cuda')), run, 4, 1, progress=False)
+    assert [o.allow_tf32 for o in libraries] == [True, True]
+
+
+def test_the_host_does_not_wait_for_a_copy():
+    "Copies go through pinned memory: only those can be left to the GPU"
+
+    class OnProcessor:
+        device = torch.device('cpu')
+        pinned = False
+
+        def pin_memory(self):
+            self.pinned = True
+            return self
+
+        def to(self, device, non_blocking=False):
+            return self.pinned, non_blocking
+
+    assert to_device(OnProcessor(), torch.device('cuda')) == (True, True)
 
 
 @pytest.mark.parametrize('bad', [torch.tensor(float('nan')), float('inf')])

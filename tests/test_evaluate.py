@@ -220,6 +220,16 @@ def test_protocol_takes_all_samples_and_10000_of_the_whole_reference(tmp_path, m
     assert limited['neighbours'] == [5, 5]
 
 
+@pytest.mark.parametrize('flag', ['', '--neighbours 500'])
+def test_neighbours_are_a_flag_and_all_samples_without_it(flag, monkeypatch, capsys):
+    from nfig.use import evaluate
+
+    told = {}
+    monkeypatch.setattr(evaluate, 'generator_report', lambda **how: told.update(how) or {})
+    evaluate.evaluate.main(f'generator fashion-mnist --device cpu {flag}'.split())
+    assert (told['neighbours'], told['n']) == (500 if flag else None, 50_000)
+
+
 def test_names_belong_to_their_protocol():
     plain = metrics.score_names('Inception', 50_000)
     assert list(plain.values()) == ['FID', 'sFID', 'IS', 'precision', 'recall']

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import nfig.tokenizer.frvae as frvae
 import nfig.train.tokenizer as trainer
 from nfig.core.config import TokenizerTraining
 from nfig.core.presets import get_preset
@@ -16,9 +17,10 @@ from nfig.data.sets import ImageData
 from nfig.tokenizer.autoencoder import DINOv2Encoder, ViTDecoder
 from nfig.tokenizer.codebook import Codebook
 from nfig.tokenizer.frvae import build_decoder, build_encoder, build_tokenizer
-from nfig.train.discriminator import Critic, crop_or_shrink, diff_augment
-from nfig.train.loop import EMA, ScaleTooLarge, lr_at
-from nfig.train.tokenizer import TokenizerTask, batch_latents, measure_statistics
+from nfig.train.discriminator import Critic, DINODiscriminator, VirtualBatchNorm, aug_cutout
+from nfig.train.discriminator import augment_draws, crop_or_shrink, diff_augment
+from nfig.train.loop import EMA, ScaleTooLarge, adamw, lr_at, set_rates
+from nfig.train.tokenizer import TokenizerTask, batch_latents
 
 cpu = torch.device('cpu')
 small_vit = dict(image_size=32, patch=8, name='vit_small_patch14_dinov2.lvd142m')
@@ -85,6 +87,26 @@ def test_noise_is_an_images_own():
     assert torch.equal(whole[2:5], diff_augment(x[2:5], noise[2:5]))
 
 
+def test_colours_change_after_the_shift():
+    "So what comes in at the edge has the picture's new brightness; before, it was black"
+    noise = torch.zeros(1, augment_draws)
+    noise[:, 5:] = 0.99  # the cut-out square lies in the last corner
+    shifted = diff_augment(torch.full((1, 3, 32, 32), 0.5), noise)
+    assert (shifted[0, :, :4] != 0).all()
+
+
+def test_the_cut_out_square_is_a_fifth_wide_and_may_hang_over():
+    noise = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    gone = (aug_cutout(torch.ones(500, 1, 50, 50), noise) == 0).float().mean((1, 2, 3))
+    assert gone.max().item() == pytest.approx(0.2**2) and gone.min() < 0.02
+
+
+def test_virtual_batches_are_normalised_down_to_a_spread_of_a_thousandth():
+    x = 1e-3 * torch.randn(8, 2, 200, generator=torch.Generator().manual_seed(0))
+    spread = VirtualBatchNorm(2)(x).var().item()
+    assert spread == pytest.approx(0.5, abs=0.05)  # v / (v + eps): with an eps of 1e-5 it is 0.1
+
+
 # Published recipes
 
 
@@ -109,6 +131,25 @@ def test_a_decoder_takes_the_blocks_positions_and_class_token_of_its_file(tmp_pa
     assert torch.equal(theirs.blocks[3].mlp.fc1.weight, decoder.blocks[3].mlp.fc1.weight)
 
 
+class Reached(Exception):
+    "Raised where a test has seen enough"
+
+
+def test_the_file_that_a_run_names_reaches_both_ends(data, tmp_path, monkeypatch):
+    given = []
+
+    def enough(*args):
+        raise Reached
+
+    for end in ('DINOv2Encoder', 'ViTDecoder'):
+        monkeypatch.setattr(frvae, end, lambda *a, pretrained, **k: given.append(pretrained))
+    monkeypatch.setattr(trainer, 'TokenizerTask', enough)
+    e = get_preset('nfig_tokenizer_paper', train_tokenizer=dict(init_weights='dinov2.pth'))
+    with pytest.raises(Reached):
+        trainer.train_tokenizer(e, data, tmp_path, device='cpu')
+    assert given == ['dinov2.pth'] * 2
+
+
 def test_latent_tokens_are_handed_on_and_learn():
     torch.manual_seed(0)
     encoder = DINOv2Encoder(8, latent_tokens=True, **small_vit)
@@ -116,6 +157,8 @@ def test_latent_tokens_are_handed_on_and_learn():
     encoder(x).square().mean().backward()
     assert encoder(x).shape == (2, 8, 4, 4) and encoder.latent.grad.abs().sum() > 0
     assert (encoder(x)[0] - encoder(x)[1]).abs().max() > 1e-3
+    encoder.vit.blocks = nn.Identity()  # now the tokens cannot read the patches
+    assert torch.equal(encoder(x)[0], encoder(x)[1])
 
 
 def test_drop_path_reaches_both_ends():
@@ -145,6 +188,12 @@ def test_the_critic_has_a_schedule_of_its_own():
     rates = [lr_at(k, critic.total, critic.cfg) for k in range(critic.total + 1)]
     assert critic.start == 50 and rates[0] == pytest.approx(8e-4 / 5)
     assert max(rates) == pytest.approx(8e-4) and rates[-1] == pytest.approx(5e-5)
+    logits = dict(logit_real=torch.zeros(()), logit_fake=torch.zeros(()))
+    taken = []
+    for k in (50, 54, 99):
+        critic.finish_step(k, logits)
+        taken.append([critic.opt.param_groups[0][n] for n in ('lr', 'weight_decay')])
+    assert taken == [pytest.approx([rates[k], 5e-4]) for k in (0, 4, 49)]
 
 
 def test_the_dino_critic_sees_half_of_the_pictures_at_their_own_size():
@@ -160,6 +209,21 @@ def test_the_dino_critic_sees_half_of_the_pictures_at_their_own_size():
     assert all(r == 0 for r, p in zip(rows, pieces[:9]) if p)
 
 
+def test_those_pieces_reach_the_heads_of_the_dino_critic():
+    torch.manual_seed(0)
+    cfg = TokenizerTraining(gan=0.5, batch_size=2, amp=False)
+    critic = Critic(cfg, 10, 48, cpu)
+    critic.model = DINODiscriminator(False, side=32).eval()
+    x, noise = torch.rand(2, 3, 48, 48), critic.draw(0)['judged']
+    noise[:, augment_draws] = torch.tensor([0.1, 0.9])  # a piece, and a whole picture
+    changed = diff_augment(x, noise[:, :augment_draws])
+    with torch.no_grad():
+        seen, whole = critic.logits(x, noise), critic.model(changed)
+        pieces = critic.model(crop_or_shrink(changed, 32, noise[:, augment_draws:]))
+    torch.testing.assert_close(seen, pieces, atol=1e-4, rtol=1e-4)
+    assert (seen[0] - whole[0]).abs().max() > 1e-2
+
+
 def test_xqgans_recipe_is_published(data):
     e = get_preset('xqgan_d16')
     t = e.train_tokenizer
@@ -167,6 +231,9 @@ def test_xqgans_recipe_is_published(data):
     assert (t.stage_dropout, t.stage_dropout_from, t.stage_balance) == (0.1, 3, False)
     assert (e.tokenizer.metric, e.tokenizer.latent_tokens) == ('cosine', True)
     assert get_preset('nfig_tokenizer_paper').train_tokenizer.semantic == 0.0
+    for name in ('nfig_tokenizer_paper', 'xqgan_d16'):
+        t = get_preset(name).train_tokenizer
+        assert t.gan_start * t.epochs == pytest.approx(56) and t.clip == 0.0
 
 
 def test_vars_schedule():
@@ -175,7 +242,12 @@ def test_vars_schedule():
     rates = [lr_at(k, 10_000, cfg) / cfg.lr for k in (0, 199, 600, 9_999)]
     assert rates == pytest.approx([0.005 + 0.995 / 200, 1.0, 1.0, 0.01], abs=1e-3)
     assert lr_at(700, 10_000, cfg) < cfg.lr and cfg.ema == 0.0
-    assert (cfg.weight_decay, cfg.final_decay) == (0.05, 0.08)
+    opt = adamw(nn.Linear(2, 2), cfg)
+    decays = []
+    for k in (0, 9_999):
+        set_rates(opt, k, 10_000, cfg)
+        decays.append([g['weight_decay'] for g in opt.param_groups])
+    assert decays == [pytest.approx([0.05, 0.0]), pytest.approx([0.08, 0.0])]
     d36 = get_preset('var_d36_512')
     assert d36.transformer.shared_ada and d36.tokenizer.scales[-1] == 32
 
@@ -220,20 +292,42 @@ def test_latents_for_the_codes_are_made_in_parts(data, monkeypatch):
     task.model.encoder.forward = lambda x: seen.append((len(x), half('cpu'))) or inner(x)
     f = batch_latents(task.model, task.batch(0), 4, amp=True)
     assert f.shape[0] == 16 and f.dtype is torch.float32 and seen == [(4, True)] * 4
+    task.cfg = replace(task.cfg, amp=True)
+    task.refresh(task.batch(1))
+    assert seen[4:] == [(4, True)] * 4
 
 
-def test_the_average_has_statistics_of_its_own(data):
+def test_the_perceptual_loss_is_computed_in_half_precision(data, monkeypatch):
+    "Before, it ran outside of autocast; the pixel error stays in float32"
+    monkeypatch.setattr('nfig.core.tensors.native_bf16', lambda device: True)
+    task = task_of(data, gan=0.0, amp=True)
+    judge, seen = task.objective, []
+    judge.cfg = replace(judge.cfg, perceptual=1.0)
+
+    def far(x, y):
+        seen.append(torch.is_autocast_enabled('cpu'))
+        return (x - y).square().mean()
+
+    judge.perceptual = far
+    (part,) = judge.parts(0, task.batch(0), False)
+    terms, _, _ = judge.at_picture(part, 0.5 * part.x)
+    assert seen == [True] and terms['pixel'].dtype is torch.float32
+
+
+def test_the_average_has_statistics_of_its_own(data, tmp_path):
     "Another mean and spread than the live model's, since its weights lag behind"
     task = task_of(data, gan=0.0, ema=0.99)
     for k in range(12):
         task.step(k)
     average = task.ema.model
     copied = average.norm.running_mean.clone()
-    measure_statistics(average, data)
     x = data.images.float() / 127.5 - 1
     own = average.quant_conv(average.encoder(x)).mean((0, 2, 3))
-    torch.testing.assert_close(average.norm.running_mean, own, atol=1e-4, rtol=1e-3)
     assert (copied - own).abs().max() > 1e-3
+    for when in (lambda: task.preview(tmp_path, 12), lambda: task.finish(tmp_path)):
+        average.norm.running_mean.copy_(copied)
+        when()
+        torch.testing.assert_close(average.norm.running_mean, own, atol=1e-4, rtol=1e-3)
 
 
 def test_gains_are_averaged_with_the_codes():

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from nfig.core.config import TokenizerTraining, TransformerTraining
 from nfig.core.presets import get_preset
 from nfig.data.sources import load_data
 from nfig.train.loop import advice, fit
-from nfig.train.run import Run
+from nfig.train.run import Checkpoints, Run
 from nfig.train.status import status
 from nfig.train.tokenizer import TokenizerTask, last_layer, train_tokenizer
 
@@ -73,6 +74,8 @@ def test_a_bad_batch_is_left_out_and_leaves_no_trace(data, tmp_path, monkeypatch
     log = Run(tmp_path / 'run').metrics()
     assert [(m['step'], m['skipped']) for m in log if 'skipped' in m] == [(6, 1)]
     assert all(v.isfinite().all() for v in tok.state_dict().values())
+    trained = Run(tmp_path / 'run').latest()['task']['model']
+    assert all(v.isfinite().all() for v in trained.values())  # running statistics among them
     with pytest.raises(FloatingPointError, match='step 5: pixel'):
         train_tokenizer(tiny, data, tmp_path / 'other', **every)
 
@@ -137,6 +140,21 @@ def test_checkpoints_in_the_background_hold_the_moment_they_were_asked_for(tmp_p
         assert load_state(state)['task']['w'].unique().tolist() == [step]
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    "Before, all processes waited for the disk of one"
+    go, waited, save = threading.Event(), [], Checkpoints.save
+
+    def slow(*args):
+        waited.append(go.wait(3))
+        save(*args)
+
+    monkeypatch.setattr(Checkpoints, 'save', slow)
+    run = Run(tmp_path)
+    run.save(1, dict(w=torch.ones(2)))
+    go.set()  # not before `save` has come back
+    assert len(run.checkpoints()) == 1 and waited == [True]
+
+
 def test_checkpoints_by_time(tmp_path):
     fit(Slow(), Run(tmp_path, keep=9), total=6, batch_size=1, save_minutes=1e-9, progress=False)
     assert len(Run(tmp_path).checkpoints()) == 6
@@ -173,6 +191,16 @@ def test_the_best_checkpoint_is_that_of_held_out_images(data, tmp_path, quarters
     best = min(log, key=lambda m: m['val_fd'])
     assert run.saved.best().stem == f'step_{best["step"]:08d}'
     assert f'{log[-1]["val_psnr"]:.1f} dB' in status(tmp_path)
+
+
+def test_a_distance_that_grows_again_leaves_the_earlier_checkpoint_the_best(
+    data, tmp_path, quarters, monkeypatch
+):
+    "Before, the training loss chose, which only falls"
+    distances = iter((3.0, 1.0, 2.0))
+    monkeypatch.setattr(trainer, 'frechet_distance', lambda real, fake: next(distances))
+    run = validated(tmp_path, data)
+    assert run.saved.best().stem == 'step_00000016'
 
 
 def curve(run):
