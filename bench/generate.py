@@ -239,6 +239,8 @@ class AsPublished:
     keys and values"""
 
     def __init__(self, t: NFIGTransformer):
+        if t.config.sees is not None:
+            raise ValueError(f'sees={t.config.sees} given: published VAR code keeps all stages')
         self.t = t
         self.config = t.config
         self.embed_class = t.embed_class

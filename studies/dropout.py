@@ -2,6 +2,7 @@
 
 Every case trains a preset on Fashion-MNIST (a tokenizer, then a transformer on its tokens) and
 measures both. A case is TARGET-DROP, a row of `targets` and one of `drops`: nothing else differs.
+TARGET-DROP-LOOK, with a row of `looks`, is another transformer on the tokens of TARGET-DROP.
 What is done already is not done again; an interrupted run goes on.
 
     python -m studies.dropout --cases area-0,area-50 --seeds 0,1,2
@@ -11,6 +12,10 @@ What is done already is not done again; an interrupted run goes on.
 
 The last one is the control: encoder and decoder are a fixed orthonormal basis, so that the order
 of the tokens is all that differs.
+
+Does a transformer need to look at all coarser grids, or is the one before enough, or its own?
+
+    python -m studies.dropout --cases area-50,area-50-sees1,area-50-sees0 --seeds 0,1,2
 """
 
 import argparse
@@ -18,6 +23,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from nfig.core.config import did_you_mean
 from nfig.core.presets import get_preset
@@ -28,7 +34,8 @@ from nfig.evaluate.tokenizer import evaluate_tokenizer
 from nfig.tokenizer.features import EffNetFeatures, Moments, frechet_distance
 from nfig.tokenizer.frvae import FRVAE
 from nfig.train.tokenizer import train_tokenizer
-from nfig.train.transformer import train_nfig
+from nfig.train.transformer import held_out_tokens, train_nfig
+from nfig.transformer.pipeline import training_inputs
 
 # What a case is: the division or target, and how stages are dropped
 targets = {
@@ -48,26 +55,39 @@ drops = {
     "25from3": dict(stage_dropout=0.25, stage_dropout_from=3),
     "xqgan": dict(stage_dropout=0.1, stage_dropout_from=4, stage_balance=False),
 }
+# How many grids before its own the transformer looks at; all if a case does not say
+looks = {"": None, "sees1": 1, "sees0": 0}
 guidances = (0.0, 1.5)
 
 
+def parts_of(name):
+    "Target, way of dropping stages, and look of a case; ValueError names what exists"
+    target, drop, look, *_ = [*name.split("-", 2), "", ""]
+    for part, table, kind in (
+        (target, targets, "target"),
+        (drop, drops, "way of dropping stages"),
+        (look, looks, "look"),
+    ):
+        if part not in table:
+            raise ValueError(did_you_mean(part, table, kind))
+    return target, drop, look
+
+
 def case(name, seed, steps, preset="narrow"):
-    "The experiment called TARGET-DROP; ValueError names what exists"
-    target, _, drop = name.partition("-")
-    if target not in targets:
-        raise ValueError(did_you_mean(target, targets, "target"))
-    if drop not in drops:
-        raise ValueError(did_you_mean(drop, drops, "way of dropping stages"))
+    "The experiment called TARGET-DROP or TARGET-DROP-LOOK; ValueError names what exists"
+    target, drop, look = parts_of(name)
     run = dict(steps=steps, seed=seed)
     order = dict(
-        order="raster" if target == "raster" else "stages", scales=targets[target].get("scales")
+        order="raster" if target == "raster" else "stages",
+        scales=targets[target].get("scales"),
+        sees=looks[look],
     )
     return get_preset(
         preset,
         tokenizer=targets[target],
         train_tokenizer=run | drops[drop],
         train=run,
-        transformer={k: v for k, v in order.items() if v},
+        transformer={k: v for k, v in order.items() if v is not None},
     )
 
 
@@ -142,10 +162,26 @@ def last_stage_losses(folder, lines=10):
     return torch.tensor([o["stage_loss"] for o in rows]).mean(0).tolist()
 
 
+@torch.no_grad()
+def held_out_losses(pipe, test, n):
+    "Cross entropy of each stage, mean over test images and their tokens"
+    tokens, labels = held_out_tokens(pipe.tokenizer, test, n, progress=False)
+    quantizer = pipe.tokenizer.quantizer
+    split = [s * s for s in quantizer.scales]
+    total = torch.zeros(len(split))
+    for t, y in zip(tokens[0].long().split(100), labels.split(100)):
+        inputs = training_inputs(quantizer, list(t.split(split, 1)), pipe.transformer.config.order)
+        logits = pipe.transformer(y, inputs).transpose(1, 2)  # (B,K,L)
+        entropy = F.cross_entropy(logits, t, reduction="none")  # (B,L)
+        total += torch.stack([o.mean(1).sum() for o in entropy.split(split, 1)])
+    return (total / len(labels)).tolist()
+
+
 def run(name, seed, args, train, test, network, real):
     "Train and measure what is missing of one case"
     out = Path(args.out) / f"{name}-{seed}.json"
     folder = Path(args.runs) / f"{name}-{seed}"
+    same_tokens = Path(args.runs) / f"{'-'.join(parts_of(name)[:2])}-{seed}"
     e = case(name, seed, args.length, args.preset)
     settings = dict(preset=args.preset, data=args.data, length=args.length, n=args.n)
     result = (
@@ -162,10 +198,11 @@ def run(name, seed, args, train, test, network, real):
     if not wanted:
         return
     made = dict(about=about("python -m studies.dropout"))
-    if (folder / "tokenizer" / "tokenizer").is_dir():
-        tokenizer = FRVAE.from_pretrained(folder / "tokenizer" / "tokenizer")
+    if (same_tokens / "tokenizer" / "tokenizer").is_dir():
+        tokenizer = FRVAE.from_pretrained(same_tokens / "tokenizer" / "tokenizer")
     else:
-        tokenizer = train_tokenizer(e, train, folder / "tokenizer", data_name=args.data, **quiet)
+        into = same_tokens / "tokenizer"
+        tokenizer = train_tokenizer(e, train, into, data_name=args.data, **quiet)
     if "tokenizer" in wanted:
         result["tokenizer"] = measure_tokenizer(tokenizer, test, args.n, network, real)
         write_result(out, result | made)
@@ -173,6 +210,7 @@ def run(name, seed, args, train, test, network, real):
         pipe = train_nfig(e, tokenizer, train, folder / "transformer", data_name=args.data, **quiet)
         result["transformer"] = dict(
             stage_loss=last_stage_losses(folder / "transformer"),
+            held_out_loss=held_out_losses(pipe, test, args.n),
             samples=measure_generator(pipe, args.n, network, real),
         )
         write_result(out, result | made)

@@ -96,6 +96,8 @@ shapes = {
         {},
     ),
     'no phi, first scale of 2': (replace(var_like, scales=(2, 4, 16), phi=0), {}),
+    'looks one grid back': (var_like, dict(sees=1)),
+    'looks at its own grid': (var_like, dict(sees=0)),
     'token by token': (replace(var_like, image_size=16, scales=(4,), phi=0), dict(order='raster')),
 }
 

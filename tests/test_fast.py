@@ -4,7 +4,8 @@ Against VAR's own code, in every mode that inference runs in.
 """
 
 import time
-from copy import deepcopy
+from copy import copy, deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ import torch
 import nfig.fast.winograd as winograd
 from nfig.core.presets import get_preset
 from nfig.tokenizer.frvae import build_tokenizer
+from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.pipeline import NFIGPipeline
+from nfig.fast.faster import GraphedTransformer
+from nfig.fast.packed import FastTransformer
 from nfig.fast.winograd import FastResBlock, fast
 from test_var_parity import close, golden, grids, part, same_tokens, scales, vqvae
 
@@ -152,3 +156,61 @@ def test_a_last_smaller_batch_is_filled():
     assert pipe([1], batch_size=64).shape[0] == 1 and sizes == [
         2
     ]  # a call of its own is not filled
+
+
+class Repeated:
+    "Stands for a recording: a stage runs twice when it is made, and again at each use"
+
+    pool = None
+
+    def __init__(self, fn, pool=None):
+        fn()
+        fn()
+        self.fn = fn
+
+    def __call__(self):
+        return self.fn()
+
+
+def voiced(config):
+    "A new transformer whose blocks and head have something to say"
+    torch.manual_seed(0)
+    t = NFIGTransformer(config).eval()
+    for layer in (*(b.ada[1] for b in t.blocks), t.head):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return t
+
+
+def drawn(pipe, transformer, **settings):
+    "The tokens of two batches, whose images are of five classes"
+    other = copy(pipe)
+    other.transformer = transformer
+    walks = other.batches(list(range(5)), 1, 0, 3, **settings)
+    return torch.cat([torch.cat([s.tokens.clone() for s in w], 1) for w in walks])
+
+
+@pytest.mark.parametrize('sees', [0, 1, 2])
+def test_a_cache_that_forgets(sees):
+    "Packed, recorded, in previews, guided to the end or not: the tokens of the plain model"
+    e = get_preset('tiny', transformer=dict(sees=sees))
+    plain = voiced(e.transformer)
+    pipe = NFIGPipeline(build_tokenizer(e.tokenizer), plain)
+    packed = FastTransformer(plain)
+    recorded = GraphedTransformer(packed, Repeated)
+    whole = voiced(replace(e.transformer, sees=None))
+    assert (drawn(pipe, plain) != drawn(pipe, whole)).any()
+    for settings in ({}, dict(stages=2), dict(schedule='coarse'), dict(cfg_scale=0.0), {}):
+        want = drawn(pipe, plain, **settings)
+        for t in (packed, recorded):
+            assert torch.equal(drawn(pipe, t, **settings), want)
+    c = plain.config
+    reads = [None] + [torch.randn(3, s * s, c.latent_dim) for s in c.scales[1:]]
+    labels = torch.tensor([0, 1, c.classes])
+    with torch.no_grad():
+        want = plain(labels, torch.cat(reads[1:], 1))  # by the mask, all stages at once
+        for t in (plain, packed, recorded, recorded):
+            cond, cache = t.embed_class(labels), t.new_cache(3)
+            got = [t.stage(i, cond, x, cache).clone() for i, x in enumerate(reads)]
+            close(torch.cat(got, 1), want, 1e-5)
+    everything = voiced(replace(e.transformer, sees=9))
+    assert torch.equal(drawn(pipe, everything), drawn(pipe, whole))

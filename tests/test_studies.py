@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from nfig.data.sources import load_data
-from studies import report
+from studies import dropout, report
 from studies.cases import case, studies
 from studies.run import Measure, run_case, settings_of, settled
 
@@ -38,6 +38,14 @@ def test_cases_differ_in_what_they_say():
     assert (var.target, phi.target, phi.phi) == ('full', 'full', 0) and var.phi != 0
     with pytest.raises(ValueError, match="'VAR'"):
         case('VRA', studies['orders'])
+
+
+def test_looks_differ_in_the_transformer_alone():
+    every, last = (dropout.case(name, 0, 2) for name in ('area-50', 'area-50-sees1'))
+    assert (every.transformer.sees, last.transformer.sees) == (None, 1)
+    assert replace(last, transformer=every.transformer) == every
+    with pytest.raises(ValueError, match="'sees1'"):
+        dropout.case('area-50-see1', 0, 2)
 
 
 def made(*decibels):

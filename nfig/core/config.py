@@ -156,6 +156,7 @@ class TransformerConfig:
     gamma_init: float = 1e-3  # scale of the residual gates at the start
     shared_ada: bool = False  # one modulation layer for all blocks, as in VAR's 512-pixel model
     order: Literal['stages', 'raster'] = 'stages'  # one step predicts a whole grid, or one token
+    sees: Whole | None = None  # stages before its own that a token looks at; all if not given
 
     def __post_init__(self):
         check_length(self.scales)
@@ -167,6 +168,10 @@ class TransformerConfig:
             raise ValueError(
                 f"width {self.width} cannot be shared by {self.heads} heads:"
                 " make width a multiple of heads"
+            )
+        if self.sees is not None and self.order == 'raster':
+            raise ValueError(
+                f"sees={self.sees} counts stages, and raster order has none: leave one of them out"
             )
 
     @property

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['stage_of', 'block_causal_mask', 'set_length', 'written_out', 'cpu_has_bf16', 'attend', 'KVCache', 'CosineAttention',
-           'chunks', 'attend_chunks']
+           'chunks', 'attend_chunks', 'RecentCache']
 
 # %% ../../nbs/3_transformer/31_attention.ipynb #9468f325
 import torch
 import torch.nn.functional as F
+from itertools import accumulate
 from math import log
 from torch import Tensor, nn
 from ..core.tensors import native_bf16
@@ -23,10 +24,12 @@ def stage_of(
 
 def block_causal_mask(
     scales,  # sides of the token grids
+    sees: int = None,  # stages before its own that a token looks at; all if None
 ) -> Tensor:  # (L,L) bool, True where row may see column
-    "A token sees its own stage and all earlier ones, whole"
+    "A token sees its own stage and earlier ones, whole"
     stage = stage_of(scales)
-    return stage[:, None] >= stage[None]
+    seen = stage[:, None] >= stage[None]
+    return seen if sees is None else seen & (stage[:, None] - stage[None] <= sees)
 
 # %% ../../nbs/3_transformer/31_attention.ipynb #a10a5e10
 def set_length(
@@ -156,19 +159,17 @@ class CosineAttention(nn.Module):
 def chunks(
     sizes,  # tokens of every stage
     smallest: int = 64,  # tokens of a piece, at least
-) -> tuple:  # of (first token, behind the last token, needs a mask?)
+    sees: int = None,  # stages before its own that a token looks at; all if None
+) -> tuple:  # of (first token, behind the last token, first key, needs a mask?)
     "Cut a sequence along its stages"
+    ends = [0, *accumulate(sizes)]
     pieces = []
-    start = 0
-    end = 0
-    stages = 0
-    for i, size in enumerate(sizes):
-        end += size
-        stages += 1
-        if end - start >= smallest or i == len(sizes) - 1:
-            pieces.append((start, end, stages > 1))
-            start = end
-            stages = 0
+    first = 0  # stage of the piece
+    for i in range(len(sizes)):
+        if ends[i + 1] - ends[first] >= smallest or i == len(sizes) - 1:
+            key = 0 if sees is None else ends[max(0, first - sees)]
+            pieces.append((ends[first], ends[i + 1], key, i > first))
+            first = i + 1
     return tuple(pieces)
 
 
@@ -181,7 +182,60 @@ def attend_chunks(
 ) -> Tensor:  # (B,H,L,d)
     "Block-causal attention that leaves out most of what the mask forbids"
     pieces = []
-    for a, b, masked in chunks:
-        seen = mask[a:b, :b] if masked else None
-        pieces.append(attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], seen))
+    for a, b, key, masked in chunks:
+        seen = mask[a:b, key:b] if masked else None
+        pieces.append(attend(q[:, :, a:b], k[:, :, key:b], v[:, :, key:b], seen))
     return torch.cat(pieces, 2)
+
+# %% ../../nbs/3_transformer/31_attention.ipynb #8c09d543
+class RecentCache(KVCache):
+    "Keys and values of the last stages, for tokens that look no further back"
+
+    def __init__(
+        self,
+        blocks: int,  # attention layers
+        batch: int,  # sequences B
+        heads: int,  # attention heads H
+        sizes,  # tokens of every stage
+        dim: int,  # channels d of a head
+        sees: int,  # stages that are kept for the next one
+        dtype=None,  # of keys and values
+        device=None,  # where they are
+    ):
+        turns = sees + 1
+        kept = list(sizes)[:-1] if sees else []  # the last stage is read by nobody
+        rooms = [max(kept[j::turns], default=0) for j in range(turns)]
+        self.starts = [0, *accumulate(rooms)]
+        self.ends = [0, *accumulate(sizes)]
+        self.sees = sees
+        super().__init__(blocks, batch, heads, self.starts[-1], dim, dtype, device)
+
+    def room(
+        self,
+        block: int,  # attention layer
+        i: int,  # stage
+    ) -> Tensor:  # (2,B,H,s_i^2,d): a view
+        "Where keys and values of a stage are kept"
+        a = self.starts[i % (self.sees + 1)]
+        return self.kv[block, :, :, :, a : a + self.ends[i + 1] - self.ends[i]]
+
+    def append(
+        self,
+        block: int,  # attention layer
+        k: Tensor,  # (B,H,m,d) new keys, of a whole stage
+        v: Tensor,  # (B,H,m,d) new values
+    ) -> tuple:  # (keys, values), each (B,H,l,d): what the stage looks at
+        "Put behind what is kept, and keep for the next stages. ValueError if it is not a stage"
+        i = self.ends.index(self.filled[block])
+        end = self.filled[block] + k.shape[2]
+        if self.ends[i + 1 : i + 2] != [end]:
+            raise ValueError(
+                f"tokens {self.filled[block]} to {end} given, the stages of this cache end at "
+                f"{self.ends[1:]}: one cache serves one pass through the stages, make a new one"
+            )
+        earlier = [self.room(block, j) for j in range(max(0, i - self.sees), i)]
+        if self.sees and i + 2 < len(self.ends):
+            for kept, new in zip(self.room(block, i), (k, v)):
+                kept.copy_(new)
+        self.filled[block] = end
+        return tuple(torch.cat([*(o[n] for o in earlier), t], 2) for n, t in enumerate((k, v)))

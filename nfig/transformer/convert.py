@@ -198,10 +198,12 @@ def vqvae_from_var(
 def transformer_to_var(
     model: NFIGTransformer,  # with scales in VAR's order
 ) -> dict:  # name -> tensor, as VAR's own code saves it
-    "Our transformer as VAR's; ValueError in raster order, which VAR does not have"
+    "Our transformer as VAR's; ValueError in raster order or with `sees`, which VAR does not have"
     c = model.config
     if c.order != 'stages':
         raise ValueError(f"order {c.order!r} given: VAR's code knows stages only")
+    if c.sees is not None:
+        raise ValueError(f"sees={c.sees} given: in VAR's code a token looks at all earlier stages")
     shape = (1, 1, 6, c.width)
     sd = {
         n: t.view(shape) if n.endswith('.ada_gss') else t

@@ -41,10 +41,9 @@ def to_onnx(
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # the tracer's, about shapes that are constant here
-        given = tuple(example.values())
         names = dict(input_names=[*example], output_names=[*outputs])
         names |= dict(dynamic_axes=opened | outputs, opset_version=18, dynamo=False)
-        torch.onnx.export(network.eval(), given, file, **names)
+        torch.onnx.export(network.eval(), tuple(example.values()), file, **names)
     return file.getvalue()
 
 # %% ../../nbs/3_transformer/37_export.ipynb #5bbc8367
@@ -100,7 +99,7 @@ class TransformerStep(nn.Module):
         inputs: Tensor,  # (B,m,C) what the transformer reads; not looked at in the first stage
         places: Tensor,  # (m,) int64 places of the tokens in the whole sequence
         past: Tensor,  # (depth,2,B,H,l,d) keys and values of earlier stages
-    ) -> tuple:  # (logits (B,m,K), (depth,2,B,H,l+m,d))
+    ) -> tuple:  # (logits (B,m,K), (depth,2,B,H,l+m,d)); less where `sees` forgets
         "Logits of the stage, and the memory for the next one"
         m = self.model
         first = m.pos_start.shape[1]
@@ -109,7 +108,12 @@ class TransformerStep(nn.Module):
         x = torch.where((places < first)[None, :, None], start, m.word_embed(inputs))
         x = x + m.pos_embed[0][places] + m.level_embed(m.level[places])  # (B,m,D)
         cache = GrowingCache(past)
-        return m.predict(x, m.modulations(cond), cache=cache), torch.stack(cache.now)
+        logits = m.predict(x, m.modulations(cond), cache=cache)
+        now = torch.stack(cache.now)
+        if m.config.sees is not None:  # forget what the next stage does not look at
+            back = m.level[places[0]] - m.level
+            now = now[..., now.shape[4] - ((back >= 0) & (back < m.config.sees)).sum() :, :]
+        return logits, now
 
 # %% ../../nbs/3_transformer/37_export.ipynb #f64f76bd
 def halve(

@@ -13,7 +13,8 @@ from itertools import accumulate
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..core.config import TransformerConfig
-from .attention import CosineAttention, KVCache, block_causal_mask, chunks, stage_of
+from .attention import CosineAttention, KVCache, RecentCache
+from .attention import block_causal_mask, chunks, stage_of
 
 # %% ../../nbs/3_transformer/32_model.ipynb #d5b5c897
 def modulate(
@@ -176,9 +177,9 @@ class TransformerParts(nn.Module):
         self.blocks = nn.ModuleList(AdaLNBlock(*sizes, p, c.shared_ada) for p in drops)
         self.head_ada = modulation_layer(d, 2)
         self.head = nn.Linear(d, c.codebook_size)
-        self.register_buffer('mask', block_causal_mask(c.grids), persistent=False)
+        self.register_buffer('mask', block_causal_mask(c.grids, c.sees), persistent=False)
         self.register_buffer('level', stage_of(c.scales), persistent=False)
-        self.chunks = chunks([s * s for s in c.grids])
+        self.chunks = chunks([s * s for s in c.grids], sees=c.sees)
         self.recompute = False  # True: less memory in training, a third more work
         init_weights(self)
 
@@ -240,7 +241,11 @@ def make_cache(
     if dtype is None:
         half = kind != 'meta' and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if half else own.dtype
-    return KVCache(c.depth, batch, c.heads, model.ends[-1], c.width // c.heads, dtype, device)
+    dim = c.width // c.heads
+    if c.sees is None:
+        return KVCache(c.depth, batch, c.heads, model.ends[-1], dim, dtype, device)
+    sizes = [s * s for s in c.grids]
+    return RecentCache(c.depth, batch, c.heads, sizes, dim, c.sees, dtype, device)
 
 # %% ../../nbs/3_transformer/32_model.ipynb #1c60c1f7
 def check_stage(

@@ -372,6 +372,7 @@ class Model {
     const sizes = this.quantizer.scales.map(s => s * s)
     const first = sizes.slice(0, i).reduce((a, b) => a + b, 0)
     const [m, B] = [sizes[i], labels.length]
+    const remembered = past ? past.length / (2 * depth * B * width) : 0  // all tokens before, or less (`sees`)
     const rows = new Float32Array(B * m * dim)
     if (input) for (let b = 0; b < B; b++) rows.set(input, b * m * dim)
     const places = BigInt64Array.from({length: m}, (_, k) => BigInt(first + k))
@@ -379,7 +380,7 @@ class Model {
       labels: ['int64', BigInt64Array.from(labels, BigInt), [B]],
       inputs: ['float32', rows, [B, m, dim]],
       places: ['int64', places, [m]],
-      past: ['float32', past ?? new Float32Array(0), [depth, 2, B, heads, first, width / heads]],
+      past: ['float32', past ?? new Float32Array(0), [depth, 2, B, heads, remembered, width / heads]],
     })
     const each = m * codes
     return {logits: labels.map((_, b) => logits.data.subarray(b * each, (b + 1) * each)), past: present.data}
