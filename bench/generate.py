@@ -495,10 +495,10 @@ print(peak_memory('cpu'))"""
 
 
 def faster_for(
-    pipe: NFIGPipeline, dtype: torch.dtype, device: str = 'cpu'
+    pipe: NFIGPipeline, dtype: torch.dtype, device: str = 'cpu', without=()
 ) -> NFIGPipeline:  # `pipe` is used up
     "A fast pipeline, whose original may go"
-    return faster(pipe.to(device), dtype, anyway=True)
+    return faster(pipe.to(device), dtype, anyway=True, without=without)
 
 
 def faster_alone(

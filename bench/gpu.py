@@ -28,9 +28,12 @@ from bench.generate import (
     some_labels,
     table,
 )
+from bench.tokenizer_step import random_task
 from nfig.core.presets import Experiment
 from nfig.core.record import about, write_result
-from nfig.tokenizer.frvae import build_decoder, build_tokenizer
+from nfig.core.tensors import searched_kernels
+from nfig.fast.faster import extras
+from nfig.tokenizer.frvae import build_decoder, build_encoder, build_tokenizer
 from nfig.train.status import train_flops
 from nfig.train.transformer import TransformerTask
 from nfig.transformer.model import NFIGTransformer
@@ -39,16 +42,17 @@ from nfig.transformer.pipeline import NFIGPipeline, generate
 
 def work(
     e: Experiment,  # the row of the table
-) -> dict:  # operations for one image: 'generate' (all stages, guided), 'decode' and 'train'
-    "Products and convolutions of the plain model"
+) -> dict:  # operations for one image: 'generate' (guided), 'decode', 'train' and 'tokenizer'
+    "Products and convolutions of the plain model; a tokenizer's step without what judges it"
     with torch.device('meta'):
         t = NFIGTransformer(e.transformer).eval()
-        decoder = build_decoder(e.tokenizer).eval()
-        c = e.transformer
+        decoder, encoder = build_decoder(e.tokenizer).eval(), build_encoder(e.tokenizer).eval()
+        c, side = e.transformer, e.tokenizer.image_size
         with torch.no_grad():
             decode = count_flops(
                 lambda: decoder(torch.zeros(1, c.latent_dim, e.tokenizer.side, e.tokenizer.side))
             )
+            encode = count_flops(lambda: encoder(torch.zeros(1, 3, side, side)))
 
         def stages():
             cache = t.new_cache(2, torch.float32)
@@ -58,18 +62,19 @@ def work(
 
         with torch.no_grad():
             generate = count_flops(stages)
-    return dict(generate=generate, decode=decode, train=train_flops(e.transformer))
+    both = 3 * (encode + decode)  # forward, and twice as much backward
+    return dict(generate=generate, decode=decode, train=train_flops(e.transformer), tokenizer=both)
 
 
 def fast_pipeline(
     e: Experiment,  # all sizes
     device: str,  # where
+    without=(),  # of `faster.extras`
 ) -> NFIGPipeline:
     "A fast pipeline of random weights in bfloat16"
     t = NFIGTransformer(e.transformer)
-    return faster_for(
-        NFIGPipeline(build_tokenizer(e.tokenizer), t, sample=e.sample), torch.bfloat16, device
-    )
+    pipe = NFIGPipeline(build_tokenizer(e.tokenizer), t, sample=e.sample)
+    return faster_for(pipe, torch.bfloat16, device, without)
 
 
 def counted(
@@ -86,11 +91,25 @@ def image_part(
     pipe: NFIGPipeline,  # fast
     batch: int,  # images at once
     flops: int,  # operations of an image
+    batches: int = 1,  # of a call
     **sample,  # settings of the sampling
 ) -> Part:
     "Whole images, from classes to pixels"
-    labels = some_labels(pipe, batch).tolist()
-    return counted('images', batch, flops, lambda: pipe(labels, batch_size=batch, **sample))
+    n = batch * batches
+    labels = some_labels(pipe, n).tolist()
+    return counted('images', n, flops, lambda: pipe(labels, batch_size=batch, **sample))
+
+
+def series(
+    e: Experiment,  # the row of the table
+    batch: int,  # images at once
+    device: str,  # where
+    w: dict,  # from `work`
+    without=(),  # of `faster.extras`
+) -> Part:
+    "Whole images in four batches a call, perhaps with an extra left out"
+    pipe = fast_pipeline(e, device, without)
+    return image_part(pipe, batch, w['generate'] + w['decode'], batches=4)
 
 
 def token_part(
@@ -131,6 +150,24 @@ def training_part(
     return counted('training step', batch, flops, lambda: task.step(1))
 
 
+def tokenizer_part(
+    e: Experiment,  # tokenizer and its training
+    batch: int,  # images a step
+    flops: int,  # operations for one image
+    device: str,  # where
+    search: bool = True,  # for the kernels of convolutions, as `TrainConfig.search`
+) -> Part:
+    "The tokenizer's own step on images of noise, after the critic's start"
+    task = random_task(e, batch, device, compiled=None)
+
+    def step():
+        "As `fit` takes it"
+        with searched_kernels(search):
+            task.step(1)
+
+    return counted('tokenizer step', batch, flops, step)
+
+
 def waiting(seconds: int) -> Part:
     "A row that only takes time, to try the limits"
     return counted('waiting', 1, 1, lambda: time.sleep(seconds))
@@ -146,11 +183,16 @@ makers = {  # kind of row -> (experiment, batch, device, operations of an image)
     'training': lambda e, n, d, w: training_part(e, n, w['train'], d),
     'recomputed': lambda e, n, d, w: training_part(e, n, w['train'], d, recompute=True),
     'eager': lambda e, n, d, w: training_part(e, n, w['train'], d, compile=False),
+    'tokenizer': lambda e, n, d, w: tokenizer_part(e, n, w['tokenizer'], d),
+    'unsearched': lambda e, n, d, w: tokenizer_part(e, n, w['tokenizer'], d, search=False),
+    'series': series,
+    **{f'without-{name}': partial(series, without=(name,)) for name in extras},
     'waiting': lambda e, n, d, w: waiting(n),
 }
 wanted = (  # the most wanted first: kind:batch
     'images:128 tokens:64 training:64 decoder:128 images:1 eager:64 recomputed:64 '
-    'logits-guided:128 images:8 images:256'
+    'logits-guided:128 images:8 images:256 '
+    'series:128 without-beside:128 without-search:128 without-joined:128 tokenizer:8 unsearched:8'
 )
 
 

@@ -3,6 +3,8 @@
 # GPU's tests, growth over depth, batch and size, and the 50,000 samples that evaluators read.
 #   bench/h100.sh            (in the repository, after `make venv`)
 # A step that fails, or takes longer than its time, costs itself only; every number is in results/ as soon as it is measured.
+# What there was no time for is listed, and can be asked for alone, as what the parts of a fast decoder are worth:
+#   .venv/bin/python -m bench.gpu --rows "series:128 without-beside:128 without-search:128 without-joined:128" --out /tmp/extras
 # A trial without a GPU: DEVICE=cpu PRESET=tiny OUT=/tmp/trial bench/h100.sh
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -18,7 +20,7 @@ if [ "$DEVICE" = cuda ]; then
   ROWS=()
 else
   DEPTHS=2,1 BATCHES=1,2 SIDES=32
-  ROWS=(--rows "images:2 tokens:2 training:2 waiting:0" --repeats 1)
+  ROWS=(--rows "images:2 tokens:2 training:2 series:2 without-beside:2 waiting:0" --repeats 1)
 fi
 failed=()
 

@@ -25,6 +25,7 @@ def random_task(
     batch: int,  # images a step
     device: str = 'cpu',  # where
     gan: bool = True,  # has the discriminator started?
+    compiled: bool | None = False,  # None compiles on a GPU
 ) -> TokenizerTask:
     "The preset's trainer with random weights and random images"
     side = e.tokenizer.image_size
@@ -37,7 +38,7 @@ def random_task(
         gan_start=0.0 if gan else 1.0,
         vgg='random' if e.train_tokenizer.features == 'lpips' else '',
         dino='random',
-        compile=False,
+        compile=compiled,
     )
     data = ImageData(
         torch.randint(256, (batch, 3, side, side), dtype=torch.uint8), [0] * batch, ['noise'], side

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import gpu
 from bench.generate import bench
-from bench.gpu import bench_gpu, in_a_process
+from bench.gpu import bench_gpu, in_a_process, measured
+from nfig.fast.faster import extras
 
 
 @pytest.fixture
@@ -81,3 +83,21 @@ def test_a_step_that_fails_or_hangs_costs_a_lease_only_itself(tmp_path):
     assert [a.startswith(w) for a, w in zip(asked, [*wanted_first, 'nfig_sample'])] == [True] * 4
     assert 'failed: tests (status 3)' in r.stdout and 'failed: growth (status 124)' in r.stdout
     assert (r.returncode, r.stdout.count('failed:')) == (1, 2), r.stderr
+
+
+def test_parts_of_a_fast_decoder_are_measured_with_and_without(monkeypatch):
+    "Each extra has a row that leaves it out, a series has four batches, a tokenizer can train"
+    left_out, plain = [], gpu.faster_for
+
+    def noted(pipe, dtype, device, without):
+        left_out.append(without)
+        return plain(pipe, dtype, device, without)
+
+    monkeypatch.setattr(gpu, 'faster_for', noted)
+    kinds = ['series', *(f'without-{name}' for name in extras)]
+    rows = [measured('tiny', kind, 2, 'cpu', 1) for kind in kinds]
+    assert left_out == [(), *((name,) for name in extras)]
+    assert {(r['part'], r['batch']) for r in rows} == {('images', 8)}
+    for kind in ('tokenizer', 'unsearched'):
+        r = measured('tiny', kind, 2, 'cpu', 1)
+        assert r['part'] == 'tokenizer step' and r['gflop'] > 0

@@ -8,9 +8,9 @@ import torch
 
 from nfig.bands.frequency import precise
 from nfig.core.presets import get_preset
-from nfig.core.tensors import pick_device, to_device
+from nfig.core.tensors import pick_device, searched_kernels, to_device
 from nfig.fast.packed import FastTransformer
-from nfig.train.loop import check_finite, start_run
+from nfig.train.loop import check_finite, fit, start_run
 from nfig.train.run import Run
 from nfig.transformer.model import NFIGTransformer
 from nfig.transformer.sampling import filter_logits, sample_tokens
@@ -72,6 +72,36 @@ def test_the_host_does_not_wait_for_a_copy():
             return self.pinned, non_blocking
 
     assert to_device(OnProcessor(), torch.device('cuda')) == (True, True)
+
+
+def test_what_chooses_tokens_is_not_searched_for():
+    "The fastest way to convolve may be another one at each start: not where codes are found"
+    on_gpu = SimpleNamespace(device=torch.device('cuda'))
+    with searched_kernels():
+        with precise(on_gpu):
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize('search', [True, False])
+def test_training_searches_while_it_steps(tmp_path, search):
+    "`search` of a training's config: in a step, and nowhere else"
+    seen = []
+
+    def step(k):
+        seen.append(torch.backends.cudnn.benchmark)
+        return dict(loss=1.0)
+
+    task = SimpleNamespace(
+        cfg=SimpleNamespace(search=search),
+        step=step,
+        state=dict,
+        preview=lambda folder, k: seen.append(torch.backends.cudnn.benchmark),
+        finish=lambda folder: None,
+    )
+    fit(task, Run(tmp_path), 2, 1, progress=False)
+    assert seen == [search, search, False]
 
 
 @pytest.mark.parametrize('bad', [torch.tensor(float('nan')), float('inf')])

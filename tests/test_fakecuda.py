@@ -42,6 +42,7 @@ allowed = dict(
     tokenizer_dino=finite,
     refresh=anything,
     preview={},
+    decoder_beside={'uniforms copy cpu to cuda': 2},  # as `draws`, for two batches
     measures=anything,
     token_cache={},
     transformer_small=finite,

@@ -4,12 +4,14 @@ Against VAR's own code, in every mode that inference runs in.
 """
 
 import time
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
+import nfig.fast.faster as faster
 import nfig.fast.winograd as winograd
 from nfig.core.presets import get_preset
 from nfig.tokenizer.frvae import build_tokenizer
@@ -125,8 +127,6 @@ def test_plain_products_where_packed_ones_are_slower(monkeypatch):
 
 def test_never_a_precision_that_is_imitated(monkeypatch):
     "A processor without bfloat16: float32 with a word, bfloat16 only for who insists"
-    import nfig.fast.faster as faster
-
     pipe = NFIGPipeline.from_pretrained('fashion-mnist')
     monkeypatch.setattr(faster, 'native_bf16', lambda device: False)
     with pytest.warns(UserWarning, match='no instructions for bfloat16'):
@@ -214,3 +214,93 @@ def test_a_cache_that_forgets(sees):
             close(torch.cat(got, 1), want, 1e-5)
     everything = voiced(replace(e.transformer, sees=9))
     assert torch.equal(drawn(pipe, everything), drawn(pipe, whole))
+
+
+class Queue:
+    "A stand-in for a CUDA stream: it may read what it made, and what it waited for"
+
+    def __init__(self):
+        self.device, self.there, self.keeps = 'cuda', [], []
+
+    def wait_stream(self, other):
+        self.there += other.there
+
+    def holds(self, tensors, t):
+        return any(o is t for o in tensors)
+
+
+@pytest.fixture
+def queues(monkeypatch):
+    "Two queues, and a list whose last one is in use"
+    first, second = Queue(), Queue()
+    now = [first]
+
+    @contextmanager
+    def using(queue):
+        now.append(queue)
+        yield
+        now.pop()
+
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: now[-1])
+    monkeypatch.setattr(torch.cuda, 'stream', using)
+    monkeypatch.setattr(torch.Tensor, 'record_stream', lambda t, queue: queue.keeps.append(t))
+    return first, second, now
+
+
+def test_two_queues_never_read_what_is_not_there(queues):
+    "Every read waits for its write, memory is kept for who reads it, and the work does overlap"
+    first, second, now = queues
+    made, order = [], []
+
+    def sums():
+        for i in range(3):
+            order.append(f'sum {i}')
+            made.append(torch.full((2,), float(i)))
+            first.there.append(made[-1])
+            yield made[-1]
+
+    def decode(x):
+        order.append(f'picture {len(order) // 2}')
+        assert now[-1] is second and second.holds(second.there, x)
+        second.there.append(2 * x)
+        return second.there[-1]
+
+    done = faster.beside(decode, sums(), second)
+    assert now == [first]
+    assert all(first.holds(first.there, y) and first.holds(first.keeps, y) for y in done)
+    assert all(second.holds(second.keeps, x) for x in made)
+    assert [y[0].item() for y in done] == [0.0, 2.0, 4.0]
+    # a batch is asked for when the decoder has been asked for the one before it
+    assert order == ['sum 0', 'picture 0', 'sum 1', 'picture 1', 'sum 2', 'picture 2']
+
+
+def test_extras_of_a_gpu_change_no_picture(queues, monkeypatch):
+    "A second stream and a search, as on a GPU, and the pictures that there are without them"
+    pipe = NFIGPipeline.from_pretrained('fashion-mnist')
+    plain, quick = faster.faster(pipe), faster.faster(pipe)
+    assert plain.second is None and 'beside' not in plain.choices
+    quick.second, quick.choices = queues[1], dict(search=True)
+    searched = []
+    decode = type(quick.tokenizer).decode_latent
+
+    def noted(self, f_hat):
+        searched.append(torch.backends.cudnn.benchmark)
+        return decode(self, f_hat)
+
+    monkeypatch.setattr(type(quick.tokenizer), 'decode_latent', noted)
+    pictures = [p([1, 2, 3, 4, 5], batch_size=2, seed=7) for p in (plain, quick)]
+    assert torch.equal(*pictures) and searched == [False] * 3 + [True] * 3
+    assert len(queues[1].keeps) == 3 and not torch.backends.cudnn.benchmark
+
+
+def test_each_extra_can_be_left_out(monkeypatch):
+    monkeypatch.setattr(faster, 'joined_pays', lambda device, dtype: False)
+    cuda, half = torch.device('cuda'), torch.bfloat16
+    assert faster.chosen_extras(cuda, half) == dict(search=True, joined=False, beside=True)
+    monkeypatch.setattr(faster, 'joined_pays', lambda device, dtype: True)
+    for name in faster.extras:
+        used = faster.chosen_extras(cuda, half, [name])
+        assert [k for k, on in used.items() if not on] == [name]
+    pipe = NFIGPipeline.from_pretrained('fashion-mnist')
+    with pytest.raises(ValueError, match="Did you mean 'beside'"):
+        faster.faster(pipe, without=['besides'])

@@ -1,11 +1,14 @@
 "What only a GPU can show. Skipped without one; `bench/h100.sh` runs it."
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
 
+from nfig.bands.frequency import precise
 from nfig.core.presets import get_preset
-from nfig.fast.faster import faster
+from nfig.fast.faster import fast_tokenizer, faster
 from nfig.transformer.pipeline import NFIGPipeline
 from nfig.use.sample import sample_set
 from nfig.tokenizer.frvae import build_tokenizer
@@ -51,6 +54,25 @@ def test_replay_gives_the_same_images_twice(exact):
     a = exact([1, 2, 3], seed=5)
     b = exact([1, 2, 3], seed=5)
     assert torch.equal(a, b) and not torch.equal(a, exact([1, 2, 3], seed=6))
+
+
+def test_a_second_stream_changes_no_picture(exact):
+    "Seven batches, the last one filled, three times: with and without, bit by bit"
+    serial = copy(exact)
+    serial.second = None
+    labels = list(range(10)) * 10
+    for seed in range(3):
+        a, b = (p(labels, seed=seed, batch_size=16) for p in (exact, serial))
+        assert exact.second is not None and torch.equal(a, b)
+
+
+def test_enlargements_in_one_kernel(pipe):
+    "The numbers of two kernels"
+    f = torch.randn(4, 16, 8, 8, device='cuda')
+    joined, plain = (fast_tokenizer(pipe.tokenizer, torch.float32, on) for on in (True, False))
+    with torch.no_grad(), precise(f):
+        a, b = (tok.decode_latent(f) for tok in (joined, plain))
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=0.0)
 
 
 def test_bfloat16_draws(pipe):

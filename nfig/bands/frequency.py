@@ -126,7 +126,7 @@ def bin_counts(
 def precise(
     x: Tensor,  # any
 ):  # context for what is done on the device of `x`
-    "Full precision, whatever surrounds it: no autocast, and on a GPU no TF32"
+    "Full precision, whatever surrounds it: no autocast; on a GPU no TF32 and one way to convolve"
     kind = x.device.type
     calm = (
         torch.autocast(kind, enabled=False)
@@ -139,13 +139,13 @@ def precise(
         return
     products = torch.backends.cuda.matmul
     convolutions = torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = False
+    before = products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark
+    products.allow_tf32 = convolutions.allow_tf32 = convolutions.benchmark = False
     try:
         with calm:
             yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark = before
 
 # %% ../../nbs/1_bands/11_frequency.ipynb #9a3f719c
 def apply_masks(

@@ -204,6 +204,7 @@ class TrainConfig:
     skip: Whole = 0  # steps in a row that may be left out where a number is not finite
     accumulate: Whole = 1  # parts into which a process splits its batch; 0: by the GPU's memory
     compile: bool | None = None  # compile the networks; if None on a GPU only
+    search: bool = True  # let cuDNN time its ways to convolve for each shape, on a GPU
     seed: Whole = 0  # data order, initialisation and dropout
 
     def total_steps(self, n: int) -> int:  # images in the data set -> optimiser steps

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['idle_gpu', 'pick_device', 'worth_compiling', 'to_device', 'native_bf16', 'half_type', 'autocast', 'use_tensor_cores',
-           'peak', 'to_float', 'to_uint8', 'to_bytes', 'psnr', 'to_pil', 'save_grid']
+           'searched_kernels', 'peak', 'to_float', 'to_uint8', 'to_bytes', 'psnr', 'to_pil', 'save_grid']
 
 # %% ../../nbs/0_core/03_tensors.ipynb #e76e7fdc
 import torch
 import re
 import time
 import warnings
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +103,19 @@ def use_tensor_cores(
     "From now on let a GPU round factors of float32 products to 10 bits (TF32): faster"
     if device is not None and device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+# %% ../../nbs/0_core/03_tensors.ipynb #a6eeda08
+@contextmanager
+def searched_kernels(
+    on: bool = True,  # search; False for the rule of thumb
+):  # context; on a processor it changes nothing
+    "Within it cuDNN times its ways to convolve for each new shape, and keeps the fastest"
+    library = torch.backends.cudnn
+    before, library.benchmark = library.benchmark, on
+    try:
+        yield
+    finally:
+        library.benchmark = before
 
 # %% ../../nbs/0_core/03_tensors.ipynb #6a28d069
 @lru_cache

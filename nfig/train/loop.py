@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.config import TrainConfig
-from ..core.tensors import half_type, native_bf16, peak, use_tensor_cores
+from ..core.tensors import half_type, native_bf16, peak, searched_kernels, use_tensor_cores
 from ..core.distributed import any_of, destroy_distributed, from_first, world
 from .run import Run
 
@@ -528,6 +528,7 @@ def fit(
     "Train, or go on, until `total` steps are done; asked to stop, save and exit with code 75"
     start, report, skips = start_run(task, run, total, batch_size, progress)
     stop, score = min(total, stop_after or total), getattr(task, "score", "loss")
+    search = getattr(getattr(task, "cfg", None), "search", False)
     clock = SaveClock(save_every, save_minutes)
 
     def save(done):
@@ -540,7 +541,7 @@ def fit(
         for k in range(start, stop):
             seed_step(seed, k)
             done, values = k + 1, None
-            with skips.around(task):
+            with skips.around(task), searched_kernels(search):
                 values = task.step(k)
             report.step(done, values, done % log_every == 0 or done == total, skips.total)
             seen = done % preview_every == 0 or done == total

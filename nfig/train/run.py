@@ -191,8 +191,8 @@ def release_folder(
 
 # %% ../../nbs/5_train/51_run.ipynb #4a3e8eb0
 changeable = (  # last part of a setting's name, under `train`
-    "lr final_lr critic_lr critic_final_lr clip amp skip accumulate recompute compile".split()
-)
+    "lr final_lr critic_lr critic_final_lr clip amp skip accumulate recompute compile search"
+).split()
 
 # %% ../../nbs/5_train/51_run.ipynb #9804e4e1
 def flat_items(

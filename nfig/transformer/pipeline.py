@@ -238,6 +238,10 @@ class NFIGPipeline(PipelineParts, Shared):
         "The picture of a running sum"
         return self.tokenizer.decode_latent(f_hat).clamp(-1, 1)
 
+    def pictures(self, sums) -> list:  # yields (B,C,h,w), batch after batch -> (B,3,H,W) each
+        "The pictures of running sums"
+        return [self.decode_latent(f_hat) for f_hat in sums]
+
     def __call__(
         self,
         labels,  # class number, class name, None for no class, or a list of these
@@ -256,7 +260,7 @@ class NFIGPipeline(PipelineParts, Shared):
                 f"choose from 1 to {most}"
             )
         walks = self.batches(labels, n, seed, batch_size, **sample)
-        return torch.cat([self.decode_latent([*islice(walk, k)][-1].f_hat) for walk in walks])
+        return torch.cat(self.pictures([*islice(walk, k)][-1].f_hat for walk in walks))
 
     def partials(
         self,

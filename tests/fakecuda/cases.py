@@ -7,7 +7,10 @@ import json
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
 
@@ -32,6 +35,9 @@ from nfig.evaluate.metrics import (
     psd_distance,
     ssim,
 )
+from nfig.fast.faster import FastPipeline
+from nfig.fast.winograd import FastUpsample, replaced
+from nfig.tokenizer.autoencoder import Upsample
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.core.tensors import psnr
 from nfig.train.transformer import TransformerTask, no_weight_decay
@@ -203,6 +209,36 @@ generations = dict(
 for kind, sample in generations.items():
     cases[f'generate_{kind}'] = lambda sample=sample: generation(get_preset('tiny'), **sample)
 cases['generate_256'] = lambda: generation(get_preset('var_d16', **small_cnn()))
+
+
+@case
+def decoder_beside():
+    """Two batches' tokens, and a fast decoder on a second stream, which is a stand-in: its kernels
+    one for an enlargement, and searched for"""
+    e = get_preset('tiny')
+    tok = build_tokenizer(e.tokenizer, False).eval()
+    replaced(tok.decoder, {Upsample: FastUpsample})
+    t = NFIGTransformer(e.transformer).eval()
+    t, tok = fake.on_cuda(t), fake.on_cuda(tok)
+    queue = SimpleNamespace(device=cuda, wait_stream=lambda other: None)
+    pipe = FastPipeline.__new__(FastPipeline)
+    vars(pipe).update(tokenizer=tok, second=queue, choices=dict(search=True))
+
+    def sums():
+        for _ in range(2):
+            labels = torch.zeros(4, dtype=torch.int64, device=cuda)
+            *_, last = generate_stages(t, tok.quantizer, labels, e.sample)
+            yield last.f_hat
+
+    def images():
+        with (
+            mock.patch('torch.cuda.current_stream', lambda device: queue),
+            mock.patch('torch.cuda.stream', lambda queue: nullcontext()),
+            mock.patch.object(torch.Tensor, 'record_stream', lambda t, queue: None),
+        ):
+            assert torch.cat(pipe.pictures(sums())).device.type == 'cuda'
+
+    return images
 
 
 @case
