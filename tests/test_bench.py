@@ -12,6 +12,7 @@ from bench import gpu
 from bench.generate import bench
 from bench.gpu import bench_gpu, in_a_process, measured
 from nfig.fast.faster import extras
+from nfig.train.tokenizer import TokenizerTask
 
 
 @pytest.fixture
@@ -98,6 +99,14 @@ def test_parts_of_a_fast_decoder_are_measured_with_and_without(monkeypatch):
     rows = [measured('tiny', kind, 2, 'cpu', 1) for kind in kinds]
     assert left_out == [(), *((name,) for name in extras)]
     assert {(r['part'], r['batch']) for r in rows} == {('images', 8)}
-    for kind in ('tokenizer', 'unsearched'):
+    searching, step = set(), TokenizerTask.step
+
+    def seen(task, k):
+        searching.add(torch.backends.cudnn.benchmark)
+        return step(task, k)
+
+    monkeypatch.setattr(TokenizerTask, 'step', seen)
+    for kind, on in dict(tokenizer=True, unsearched=False).items():
+        searching.clear()
         r = measured('tiny', kind, 2, 'cpu', 1)
-        assert r['part'] == 'tokenizer step' and r['gflop'] > 0
+        assert r['part'] == 'tokenizer step' and r['gflop'] > 0 and searching == {on}

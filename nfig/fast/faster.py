@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['extras', 'Recording', 'Recordings', 'GraphedTransformer', 'winograd_pays', 'joined_pays', 'fast_tokenizer',
-           'choose_dtype', 'check_threads', 'beside', 'FastPipeline', 'chosen_extras', 'processor_choices', 'faster']
+           'choose_dtype', 'check_threads', 'beside', 'chosen_extras', 'processor_choices', 'FastPipeline', 'faster']
 
 # %% ../../nbs/7_fast/73_faster.ipynb #d3ba7ab9
 import os
@@ -253,33 +253,6 @@ def beside(
     first.wait_stream(second)
     return done
 
-# %% ../../nbs/7_fast/73_faster.ipynb #9107c47d
-class FastPipeline(NFIGPipeline):
-    "A pipeline for generation only; `choices` says how it draws"
-
-    save_pretrained = push_to_hub = to = refuse
-    second = None  # a stream for the decoder
-
-    def __repr__(self):
-        return f'FastPipeline({", ".join(f"{k}: {v}" for k, v in self.choices.items())})'
-
-    def decode_latent(
-        self,
-        f_hat: Tensor,  # (B,C,h,w) running sum
-    ) -> Tensor:  # (B,3,H,W) in [-1,1]
-        "The picture of a running sum, by convolutions that were searched for"
-        with searched_kernels(self.choices.get('search', False)):
-            return super().decode_latent(f_hat)
-
-    def pictures(
-        self,
-        sums,  # yields the running sum (B,C,h,w) of one batch after the other
-    ) -> list:  # of (B,3,H,W) in [-1,1]
-        "The picture of each, on a second stream if there is one"
-        if self.second is None:
-            return super().pictures(sums)
-        return beside(self.decode_latent, sums, self.second)
-
 # %% ../../nbs/7_fast/73_faster.ipynb #1bf449bf
 extras = ('search', 'joined', 'beside')  # what a GPU's decoder may do, see above
 
@@ -309,6 +282,33 @@ def processor_choices(
         convolutions="Winograd's" if winograd else "the library's",
         threads=torch.get_num_threads(),
     )
+
+# %% ../../nbs/7_fast/73_faster.ipynb #9107c47d
+class FastPipeline(NFIGPipeline):
+    "A pipeline for generation only; `choices` says how it draws"
+
+    save_pretrained = push_to_hub = to = refuse
+    second = None  # a stream for the decoder
+
+    def __repr__(self):
+        return f'FastPipeline({", ".join(f"{k}: {v}" for k, v in self.choices.items())})'
+
+    def decode_latent(
+        self,
+        f_hat: Tensor,  # (B,C,h,w) running sum
+    ) -> Tensor:  # (B,3,H,W) in [-1,1]
+        "The picture of a running sum, by convolutions that were searched for"
+        with searched_kernels(self.choices.get('search', False)):
+            return super().decode_latent(f_hat)
+
+    def pictures(
+        self,
+        sums,  # yields the running sum (B,C,h,w) of one batch after the other
+    ) -> list:  # of (B,3,H,W) in [-1,1]
+        "The picture of each, on a second stream if there is one"
+        if self.second is None:
+            return super().pictures(sums)
+        return beside(self.decode_latent, sums, self.second)
 
 # %% ../../nbs/7_fast/73_faster.ipynb #d2e68785
 def faster(
