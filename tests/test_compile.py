@@ -13,13 +13,11 @@ import torch
 from functorch.compile import make_boxed_func, nop
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
-from torch._inductor.decomposition import select_decomp_table
 
 from nfig.core.config import TransformerConfig
 from nfig.core.presets import get_preset
 from nfig.data.sets import ImageData
 from nfig.fast.packed import FastTransformer, pieces
-from nfig.tokenizer.autoencoder import ResBlock
 from nfig.tokenizer.frvae import build_tokenizer
 from nfig.train.tokenizer import TokenizerTask
 from nfig.transformer import attention
@@ -133,38 +131,6 @@ def test_tokenizer_with_critic(preset, monkeypatch):
         assert not [n for n in task.model.state_dict() if '_orig_mod' in n]
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
-
-
-def copies(graph, size):
-    "Operations that only write a tensor of so many numbers in another order, and norms left whole"
-    bad = ('aten.clone', 'aten.contiguous', 'aten._to_copy', 'aten.native_group_norm')
-    names = [(str(n.target), n.meta.get('val')) for n in graph.graph.nodes]
-    of_size = [(n, v) for n, v in names if isinstance(v, (torch.Tensor, tuple))]
-    return [
-        n
-        for n, v in of_size
-        if n.startswith(bad) and (v[0] if isinstance(v, tuple) else v).numel() >= size
-    ]
-
-
-@pytest.mark.parametrize('decompose', [True, False])
-def test_norms_in_channels_last_are_not_copied(decompose):
-    """What the compiler gets of a residual block, forward and backward: no change of layout. It is
-    why there is no group norm of our own; without the compiler's own rules the norm stays whole"""
-    found = []
-
-    def look(graph, inputs):
-        found.extend(copies(graph, x.numel()))
-        return make_boxed_func(graph)
-
-    rules = select_decomp_table() if decompose else {}
-    backend = aot_autograd(fw_compiler=look, bw_compiler=look, decompositions=rules)
-    block = ResBlock(64, 64, 32).to(memory_format=torch.channels_last)
-    x = torch.randn(2, 64, 16, 16).contiguous(memory_format=torch.channels_last)
-    y = torch.compile(block, backend=backend, fullgraph=True)(x.requires_grad_())
-    torch.testing.assert_close(y, block(x), atol=1e-5, rtol=0.0)
-    y.square().mean().backward()
-    assert bool(found) is not decompose
 
 
 sharded_step = '''

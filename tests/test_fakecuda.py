@@ -43,6 +43,7 @@ allowed = dict(
     refresh=anything,
     preview={},
     decoder_beside={'uniforms copy cpu to cuda': 2},  # as `draws`, for two batches
+    norms_compiled={},
     measures=anything,
     token_cache={},
     transformer_small=finite,

@@ -9,10 +9,18 @@ import traceback
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import takewhile
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from torch import nn
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.graph import GraphLowering
+from torch._inductor.ir import ExternKernel, Pointwise
+from torch._inductor.runtime.hints import DeviceProperties
+from torch._inductor.virtualized import V
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from nfig.core.presets import get_preset
 from nfig.bands.frequency import (
@@ -239,6 +247,48 @@ def decoder_beside():
             assert torch.cat(pipe.pictures(sums())).device.type == 'cuda'
 
     return images
+
+
+h100 = DeviceProperties('cuda', 0, 132, 90, 9, 65536, 2048, 1024, 32)
+
+
+def written(net: nn.Module, x: torch.Tensor) -> list:
+    "(strides, does it read x?) of what is as large as `x` and written before the convolution"
+    graph = make_fx(net, decomposition_table=select_decomp_table())(x)
+    plan = GraphLowering(graph, is_inference=True)
+    (given,) = (n.name for n in graph.graph.nodes if n.op == 'placeholder')
+    with (
+        V.set_graph_handler(plan),
+        V.set_extern_kernel_nodes([]),
+        V.set_fake_mode(fake.mode),
+        mock.patch.object(DeviceProperties, 'create', lambda device: h100),
+    ):
+        plan.run(x)
+        before = takewhile(lambda o: not isinstance(o, ExternKernel), plan.operations)
+        made = [o for o in before if isinstance(o.data, Pointwise)]
+        return [
+            (tuple(o.get_stride()), given in {r.name for r in o.get_reads()})
+            for o in made
+            if torch.Size(o.get_size()).numel() >= x.numel()
+        ]
+
+
+@case
+def norms_compiled():
+    """A norm as the compiler plans it for a GPU: it reads its input where it is, and writes what
+    the convolution reads, in the convolution's order. Nothing of that size is written besides, so
+    there is no norm of our own"""
+    layers = nn.GroupNorm(32, 64), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1)
+    net = fake.on_cuda(nn.Sequential(*layers).to(torch.bfloat16)).requires_grad_(False)
+
+    def plans():
+        x = torch.empty(2, 64, 32, 32, device=cuda, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert written(net, x) == [(x.stride(), True)]
+        # and it would be seen: the input of a second norm has to be there before it is read
+        assert len(written(nn.Sequential(net[0], *net), x)) == 2
+
+    return plans
 
 
 @case
