@@ -154,3 +154,18 @@ def test_sidebar_is_made_from_the_numbers():
         for p in (root / 'nbs').rglob('*.ipynb')
         if not any(o[0] in '._' for o in p.relative_to(root).parts)
     }
+
+
+def unanswered(page):
+    "Beginnings of a page's exercises that are not followed by a folded answer, form included"
+    cells = json.loads(page.read_text(encoding='utf-8'))['cells']
+    text = '\n'.join(''.join(c['source']) for c in cells)
+    fold = re.compile(r'<details><summary>Answer</summary>\n\n.*?\n\n</details>', re.S)
+    return [t[:60] for t in text.split('**Exercise')[1:] if not fold.search(t)]
+
+
+def test_every_exercise_has_a_folded_answer():
+    pages = [*lessons, *(root / 'nbs').glob('*.ipynb')]
+    asked = sum(p.read_text(encoding='utf-8').count('**Exercise') for p in pages)
+    assert asked > 50  # they are found
+    assert {p.name: u for p in pages if (u := unanswered(p))} == {}
