@@ -39,6 +39,7 @@ def random_task(
         vgg='random' if e.train_tokenizer.features == 'lpips' else '',
         dino='random',
         compile=compiled,
+        crop='center',  # the noise has the size already
     )
     data = ImageData(
         torch.randint(256, (batch, 3, side, side), dtype=torch.uint8), [0] * batch, ['noise'], side
