@@ -202,12 +202,12 @@ class RecentCache(KVCache):
         dtype=None,  # of keys and values
         device=None,  # where they are
     ):
-        turns = sees + 1
+        self.sees = min(sees, len(sizes))
         kept = list(sizes)[:-1] if sees else []  # the last stage is read by nobody
+        turns = self.sees + 1
         rooms = [max(kept[j::turns], default=0) for j in range(turns)]
         self.starts = [0, *accumulate(rooms)]
         self.ends = [0, *accumulate(sizes)]
-        self.sees = sees
         super().__init__(blocks, batch, heads, self.starts[-1], dim, dtype, device)
 
     def room(
