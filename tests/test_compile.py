@@ -134,6 +134,7 @@ def test_tokenizer_with_critic(preset, monkeypatch):
 
 
 sharded_step = '''
+import sys
 import torch
 from nfig.core.config import TransformerConfig
 from nfig.core.distributed import init_distributed, sharded, world
@@ -154,7 +155,8 @@ for m in models:
     grads.append([p.grad.full_tensor() for p in m.parameters()])
 for a, b in zip(*grads):
     torch.testing.assert_close(a, b)
-print('equal on', world()[1])
+# one write: print would make two, into a pipe that both processes share
+sys.stdout.write(f'equal on {world()[1]}\\n')
 '''
 
 
