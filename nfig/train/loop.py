@@ -439,7 +439,7 @@ def leave_early(
     noted,  # names of signals
 ):
     "Say why, and exit with code 75"
-    from_first(lambda: None)  # torchrun ends all as soon as one has left, so the first saves first
+    # which waits: torchrun ends all as soon as one has left, and the first has to save
     if destroy_distributed():
         who = noted[0] if noted else "another process"
         text = f"{who} asked to stop: saved after step {step}; "
