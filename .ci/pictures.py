@@ -1,12 +1,14 @@
 """Pictures that lessons and README show, drawn by code into nbs/images/: the whole, and its growth.
 
-    .venv/bin/python .ci/pictures.py
+    .venv/bin/python .ci/pictures.py             # growth, diagrams
+    .venv/bin/python .ci/pictures.py data/emoji  # page 90's pictures, too
 
 Lines and letters are grey in the middle between black and white, and the background is left out: a
 picture can be read on a light page and on a dark one. A lesson shows the copy in which its own part
 has kept its colour.
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,9 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
 
+from nfig.bands.show import neighbours_figure, save_figure
 from nfig.core.io import assets
 from nfig.core.tensors import to_pil
+from nfig.data.sources import load_data
 from nfig.transformer.pipeline import NFIGPipeline
+from nfig.use.sample import nearest, pipeline_figures
 
 images = Path(__file__).resolve().parent.parent / 'nbs' / 'images'
 
@@ -229,29 +234,56 @@ def draw_tensors() -> Figure:
     return fig
 
 
-def draw_growth(path: Path, seed: int = 0):
-    "An animated picture: a garment of every class after each grid, and how many tokens that took"
-    pipe = NFIGPipeline.from_pretrained('fashion-mnist')
+def draw_growth(
+    path: Path,  # of the GIF
+    model: str,  # a bundled pipeline
+    columns: int,  # pictures a row
+    seed: int = 0,  # of the first picture
+):
+    "An animated picture: one of every class after each grid, and how many tokens that took"
+    pipe = NFIGPipeline.from_pretrained(model)
     scales = pipe.tokenizer.config.scales
+    total = sum(s * s for s in scales)
+    rows = -(-len(pipe.classes) // columns)
     frames, tokens = [], 0
-    for side, pictures in zip(scales, pipe.partials(list(range(10)), seed=seed)):
+    for side, pictures in zip(scales, pipe.partials(list(range(len(pipe.classes))), seed=seed)):
         tokens += side * side
         tiles = [o.resize((128, 128), Image.Resampling.NEAREST) for o in to_pil(pictures)]
-        frame = Image.new('L', (5 * 132, 2 * 132 + 36))
+        light = tiles[0].convert('L').getpixel((0, 0)) > 127  # what is around the pictures
+        frame = Image.new('RGB', (columns * 132, rows * 132 + 36), 'white' if light else 'black')
         for i, tile in enumerate(tiles):
-            frame.paste(tile.convert('L'), (2 + 132 * (i % 5), 2 + 132 * (i // 5)))
-        said = f'{tokens} token{"s" if tokens > 1 else ""} of {sum(s * s for s in scales)}'
+            frame.paste(tile, (2 + 132 * (i % columns), 2 + 132 * (i // columns)))
+        said = f'{tokens} token{"s" if tokens > 1 else ""} of {total}'
         middle = (frame.width // 2, frame.height - 18)
         pen = ImageDraw.Draw(frame)
-        pen.text(middle, said, fill=200, font=ImageFont.load_default(22), anchor='mm')
-        frames.append(frame)
+        font = ImageFont.load_default(22)
+        pen.text(middle, said, fill=(100,) * 3 if light else (200,) * 3, font=font, anchor='mm')
+        frames.append(frame.quantize(128, dither=Image.Dither.NONE))
     times = [1000] * (len(frames) - 1) + [3000]  # milliseconds
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
+def draw_bundled(
+    emoji: Path,  # folder of the emoji set, as `studies.make_emoji` makes it
+):
+    "What the bundled models draw, with the nearest of the pictures that they learnt from"
+    for name, suffix in (('fashion-mnist', ''), ('emoji', '-emoji')):
+        for what, figure in pipeline_figures(name, seed=0).items():
+            if what != 'growth':  # it moves, see `draw_growth`
+                save_figure(figure, images / f'{what}{suffix}.png')
+    pipe = NFIGPipeline.from_pretrained('emoji')
+    x = pipe(list(range(len(pipe.classes))), seed=0)
+    near = nearest(x, load_data(emoji, x.shape[-1]))
+    figure = neighbours_figure(x, near, names=pipe.classes)
+    save_figure(figure, images / 'neighbours-emoji.png')
+
+
 def main():
-    "Draw all of them"
-    draw_growth(images / 'growth.gif')
+    "Draw all of them; what needs the emoji set only if its folder is given"
+    draw_growth(images / 'growth.gif', 'fashion-mnist', columns=5)
+    draw_growth(images / 'growth-emoji.gif', 'emoji', columns=6)
+    if sys.argv[1:]:
+        draw_bundled(Path(sys.argv[1]))
     stored = np.load(assets / 'fashion-mnist-5k.npz')
     boot = np.pad(stored['images'][np.argmax(stored['labels'] == 9)] / 255, 2)
     draw_whole(boot).savefig(images / 'whole.png', dpi=140)

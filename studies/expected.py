@@ -24,7 +24,7 @@ commands = {
         0.005,
         'psnr ssim keep psd_distance FD-EffNetLite0',
     ),
-    f'nfig_evaluate tokenizer cifar10 {small} --split train --extractor effnet': (
+    'nfig_evaluate tokenizer emoji --data emoji-held-out --n 200 --extractor effnet': (
         0.005,
         'psnr ssim keep psd_distance FD-EffNetLite0',
     ),

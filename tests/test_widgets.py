@@ -305,7 +305,7 @@ def test_tokenize(page):
     assert changed == [False, *[True] * 8]  # all but the original
     decibels = card.locator('.nfig-table td').all_inner_texts()
     assert len(decibels) == 18 and float(decibels[11]) > float(decibels[6])
-    settled(page, card, lambda: card.get_by_label('tokenizer').select_option('cifar10'))
+    settled(page, card, lambda: card.get_by_label('tokenizer').select_option('emoji'))
 
 
 @needs_chromium

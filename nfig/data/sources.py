@@ -6,8 +6,8 @@
 __all__ = ['companions', 'file_columns', 'class_columns', 'fashion_classes', 'cifar_classes', 'where', 'loaders', 'visible',
            'unwrapped', 'split_folder', 'files_below', 'find_table', 'read_rows', 'table_columns', 'names_below',
            'load_listed', 'load_folder', 'places', 'first_found', 'read_idx', 'fetch', 'square', 'from_arrays',
-           'load_fashion', 'load_cifar', 'load_bundled', 'kind_of', 'visible_entries', 'load_data', 'is_stream',
-           'open_data']
+           'load_fashion', 'load_cifar', 'load_bundled', 'load_emoji', 'kind_of', 'visible_entries', 'load_data',
+           'is_stream', 'open_data']
 
 # %% ../../nbs/4_data/44_sources.ipynb #043bebef
 import csv
@@ -397,8 +397,19 @@ def load_bundled(size: int = None, split: str = 'train') -> ImageData:
     with np.load(assets / 'fashion-mnist-5k.npz', allow_pickle=False) as z:
         return from_arrays(z['images'], z['labels'], fashion_classes, size)
 
+# %% ../../nbs/4_data/44_sources.ipynb #74ead5e1
+def load_emoji(size: int = None, split: str = 'test') -> ImageData:
+    "The held-out part of the emoji set of `studies.make_emoji`, 326 pictures of 128 pixels"
+    if split != 'test':
+        raise FileNotFoundError(
+            "emoji-held-out holds held-out pictures only: make the set by"
+            " python -m studies.make_emoji, and give its folder"
+        )
+    return load_parquet(assets / 'emoji-held-out.parquet', size)
+
 # %% ../../nbs/4_data/44_sources.ipynb #e683f8d5
 loaders = {'fashion-mnist': load_fashion, 'fashion-mnist-5k': load_bundled, 'cifar10': load_cifar}
+loaders['emoji-held-out'] = load_emoji
 
 
 def kind_of(
