@@ -33,6 +33,15 @@ def test_committed_results_have_the_settings_of_their_study():
         assert len(records) == 3 and all(r['settings'] == wanted for r in records)
 
 
+def test_committed_results_of_the_dropout_study_are_alike():
+    "One length, one size and one number of images for all, and a record that says how it was made"
+    every = [o for v in report.read(report.results / 'dropout').values() for o in v]
+    assert all(o['settings'] == every[0]['settings'] for o in every)
+    for o in every:
+        assert {'tokenizer', 'transformer', 'about'} <= set(o)
+        assert dropout.case(o['case'], o['seed'], o['settings']['length']).train.steps == 1500
+
+
 def test_cases_differ_in_what_they_say():
     var, phi = (case(name, studies['tokenizers']).tokenizer for name in ('VAR', 'VAR.no-phi'))
     assert (var.target, phi.target, phi.phi) == ('full', 'full', 0) and var.phi != 0
