@@ -133,7 +133,7 @@ def share_of_peak(f: RunStatus) -> float:  # None if no peak was measured
 
 # %% ../../nbs/5_train/57_status.ipynb #22bbea7d
 def bundled_runs() -> list:  # of paths for `facts`
-    "The runs that made the bundled checkpoints"
+    "The runs whose logs are bundled"
     found = assets.glob("*/history/*-config.json")
     return sorted({p.with_name(p.name.split("-")[0]) for p in found})
 
