@@ -115,7 +115,8 @@ def test_pages_open_without_errors(project, tmp_path):
             lambda m: wrong.append(f'{page.url}: {m.text}') if m.type == 'error' else None,
         )
         page.on('pageerror', lambda e: wrong.append(f'{page.url}: {e}'))
-        page.set_viewport_size(dict(width=1280, height=800))  # a small laptop's: code is not cut off
+        # a small laptop's: code is not cut off
+        page.set_viewport_size(dict(width=1280, height=800))
         cut = "p => p.filter(e => e.scrollWidth > e.clientWidth + 2).length"
         wide = []
         for p in pages(project):
