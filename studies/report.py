@@ -26,7 +26,6 @@ measures = {
     'PSD drawn': (-1, 'generator', lambda g: g['psd_distance']),
     # of studies.dropout, whose samples are drawn without guidance and with it
     'first stage': (1, 'tokenizer', lambda t: t['stages']['psnr'][0]),
-    'nats': (-1, 'transformer', lambda t: t['held_out_loss'][0]),
     'gFD plain': (-1, 'transformer', lambda t: t['samples'][0]['FD-EffNetLite0']),
     'gFD guided': (-1, 'transformer', lambda t: t['samples'][1]['FD-EffNetLite0']),
     'precise': (1, 'transformer', lambda t: t['samples'][0]['precision']),
